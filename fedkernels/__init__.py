@@ -1,0 +1,23 @@
+"""Fast, trustworthy kernels for federated fine-tuning, behind differentiable PyTorch functions."""
+
+from __future__ import annotations
+
+from fedkernels._backend import BackendUnavailable
+from fedkernels.triple_lora import (
+    TripleLoraLinear,
+    fold_middle,
+    select_middle,
+    triple_lora_delta,
+    triple_lora_linear,
+)
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "BackendUnavailable",
+    "TripleLoraLinear",
+    "fold_middle",
+    "select_middle",
+    "triple_lora_delta",
+    "triple_lora_linear",
+]

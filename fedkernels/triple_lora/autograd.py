@@ -1,0 +1,262 @@
+"""The differentiable wrappers around the compiled ops (they run below autograd).
+
+Two forms of one Function. The ctx form runs in eager mode and under Dynamo. Its twin with
+``setup_context`` supports torch.func and vmap, costs 20-30 us more a call, and runs only while
+functorch transforms are active. A second derivative raises in both: ``once_differentiable`` gave
+a silent 0 under torch.func.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from fedkernels.triple_lora import ops
+
+_X, _WEIGHT, _BIAS, _BASE, _A, _T, _B = range(7)
+
+
+def triple_lora(dtype, x, weight, bias, base, A, T, B, width, options) -> Tensor:
+    """y of api.triple_lora_linear (weight given) or api.triple_lora_delta (base or nothing)."""
+    # The ops read the leading dimensions as rows of one contiguous matrix.
+    arguments = (x.contiguous(), weight, bias, base, A, T, B, dtype, width, options)
+    if torch._C._functorch.peek_interpreter_stack() is None:
+        return _TripleLora.apply(*arguments)
+    _refuse_compiled_transforms("triple_lora")
+    return _TripleLoraFunctional.apply(*arguments)[0]
+
+
+def select_middle(middle, scores, rank, index, previous, straight_through):
+    """(T, index) of api.select_middle."""
+    if index is None:
+        index = ops.select_index(scores.detach().contiguous(), rank, previous)
+    through = scores if straight_through else None
+    if torch._C._functorch.peek_interpreter_stack() is None:
+        return _GatherMiddle.apply(middle, through, index, rank), index
+    _refuse_compiled_transforms("select_middle")
+    return _GatherMiddleFunctional.apply(middle, through, index, rank), index
+
+
+def _refuse_compiled_transforms(op: str) -> None:
+    if torch.compiler.is_compiling():
+        # torch.compile(torch.func.grad(...)) over a Function computed wrong numbers.
+        raise RuntimeError(
+            f"{op}: torch.func transforms inside torch.compile are not supported on this backend; "
+            'compile without the transform, or pass backend="reference"'
+        )
+
+
+class _NoSecondDerivative(torch.autograd.Function):
+    """Passes gradients on; raises if anyone differentiates through them."""
+
+    @staticmethod
+    def forward(count: int, *tensors: Tensor | None) -> tuple[Tensor, ...]:
+        return tuple(t.view_as(t) for t in tensors[:count])
+
+    @staticmethod
+    def setup_context(ctx, inputs, output) -> None:
+        pass
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def backward(ctx, *grads):
+        raise RuntimeError(
+            "fedkernels: the compiled kernels have no second derivative; "
+            'pass backend="reference" to differentiate twice'
+        )
+
+
+def _once(grads: tuple[Tensor | None, ...], *sources: Tensor | None) -> tuple[Tensor | None, ...]:
+    """``grads`` as they are, tied to ``sources`` so that a second derivative raises."""
+    if not torch.is_grad_enabled():
+        return grads
+    present = [i for i, g in enumerate(grads) if g is not None]
+    given = [s for s in sources if s is not None]
+    tied = _NoSecondDerivative.apply(len(present), *(grads[i] for i in present), *given)
+    result = list(grads)
+    for i, value in zip(present, tied, strict=True):
+        result[i] = value
+    return tuple(result)
+
+
+def _cast(tensor: Tensor | None, dtype: torch.dtype) -> Tensor | None:
+    return tensor if tensor is None or tensor.dtype == dtype else tensor.to(dtype)
+
+
+def _forward(x, weight, bias, base, A, T, B, dtype, width, options) -> tuple[Tensor, Tensor]:
+    scale, residual, in_index, out_index, block, p, seed = options
+    with torch.autocast(x.device.type, enabled=False):
+        return ops.triple_lora_forward(
+            _cast(x, dtype),
+            _cast(weight, dtype),
+            _cast(bias, dtype),
+            None if base is None else _cast(base, dtype).contiguous(),
+            A,
+            T,
+            B,
+            in_index,
+            out_index,
+            seed,
+            block,
+            width,
+            scale,
+            residual,
+            p,
+        )
+
+
+def _kept(needs, x, weight, A, T, B, h) -> tuple[Tensor | None, ...]:
+    """What backward reads, by which gradients are asked for; the casts are redone there."""
+    factor_grads = needs[_T] or needs[_B]
+    return (
+        x if needs[_A] or needs[_WEIGHT] else None,
+        weight,
+        A,
+        T,
+        B,
+        h if factor_grads else None,
+    )
+
+
+def _backward(needs, dtypes, dtype, width, options, grad, x, weight, A, T, B, h):
+    scale, residual, in_index, out_index, block, p, seed = options
+    need = (
+        (ops.NEED_X if needs[_X] else 0)
+        | (ops.NEED_A if needs[_A] else 0)
+        | (ops.NEED_T if needs[_T] else 0)
+        | (ops.NEED_B if needs[_B] else 0)
+        | (ops.NEED_WEIGHT if needs[_WEIGHT] else 0)
+        | (ops.NEED_BIAS if needs[_BIAS] else 0)
+    )
+    with torch.autocast(grad.device.type, enabled=False):
+        dx, dA, dT, dB, dweight, dbias = ops.triple_lora_backward(
+            _cast(grad, dtype).contiguous(),
+            _cast(x, dtype),
+            h,
+            _cast(weight, dtype),
+            A,
+            T,
+            B,
+            in_index,
+            out_index,
+            seed,
+            block,
+            width,
+            scale,
+            residual,
+            p,
+            need,
+        )
+    return _once(
+        (
+            _cast(dx, dtypes[_X]) if needs[_X] else None,
+            _cast(dweight, dtypes[_WEIGHT]) if needs[_WEIGHT] else None,
+            _cast(dbias, dtypes[_BIAS]) if needs[_BIAS] else None,
+            _cast(grad, dtypes[_BASE]) if needs[_BASE] else None,
+            dA if needs[_A] else None,
+            dT if needs[_T] else None,
+            dB if needs[_B] else None,
+        ),
+        grad,
+        x,
+        weight,
+        A,
+        T,
+        B,
+    )
+
+
+class _TripleLora(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x, weight, bias, base, A, T, B, dtype, width, options):
+        y, h = _forward(x, weight, bias, base, A, T, B, dtype, width, options)
+        needs = ctx.needs_input_grad
+        ctx.save_for_backward(*_kept(needs, x, weight, A, T, B, h))
+        ctx.settings = (
+            tuple(None if t is None else t.dtype for t in (x, weight, bias, base)),
+            dtype,
+            x.shape[-1],
+            options,
+        )
+        return y
+
+    @staticmethod
+    def backward(ctx, grad):
+        grads = _backward(ctx.needs_input_grad, *ctx.settings, grad, *ctx.saved_tensors)
+        return (*grads, None, None, None)
+
+
+class _TripleLoraFunctional(torch.autograd.Function):
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(x, weight, bias, base, A, T, B, dtype, width, options):
+        return _forward(x, weight, bias, base, A, T, B, dtype, width, options)
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        x, weight, bias, base, A, T, B, dtype, _, options = inputs
+        ctx.mark_non_differentiable(output[1])
+        ctx.save_for_backward(*_kept(ctx.needs_input_grad, x, weight, A, T, B, output[1]))
+        ctx.settings = (
+            tuple(None if t is None else t.dtype for t in (x, weight, bias, base)),
+            dtype,
+            x.shape[-1],
+            options,
+        )
+
+    @staticmethod
+    def backward(ctx, grad, _):
+        grads = _backward(ctx.needs_input_grad, *ctx.settings, grad, *ctx.saved_tensors)
+        return (*grads, None, None, None)
+
+
+def _scatter(ctx, grad: Tensor):
+    middle, index = ctx.saved_tensors
+    need_middle, need_scores = ctx.needs_input_grad[:2]
+    dmiddle, dscores = ops.scatter_middle(
+        grad.contiguous(), middle if need_scores else None, index, ctx.size
+    )
+    return _once(
+        (
+            dmiddle if need_middle else None,
+            _cast(dscores, ctx.scores_dtype) if need_scores else None,
+        ),
+        grad,
+        middle,
+    )
+
+
+class _GatherMiddle(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, middle, scores, index, rank):
+        _keep_gather(ctx, middle, scores, index)
+        return ops.gather_middle(middle.contiguous(), index, rank)
+
+    @staticmethod
+    def backward(ctx, grad):
+        return (*_scatter(ctx, grad), None, None)
+
+
+class _GatherMiddleFunctional(torch.autograd.Function):
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(middle, scores, index, rank):
+        return ops.gather_middle(middle.contiguous(), index, rank)
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        _keep_gather(ctx, *inputs[:3])
+
+    @staticmethod
+    def backward(ctx, grad):
+        return (*_scatter(ctx, grad), None, None)
+
+
+def _keep_gather(ctx, middle, scores, index) -> None:
+    needs_scores = scores is not None and ctx.needs_input_grad[1]
+    ctx.save_for_backward(middle.contiguous() if needs_scores else None, index)
+    ctx.size = middle.shape[-1]
+    ctx.scores_dtype = None if scores is None else scores.dtype

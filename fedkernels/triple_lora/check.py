@@ -1,0 +1,191 @@
+"""Argument checks of the family: one line that names what, what was expected and what was received.
+
+They stand here and not behind the ops, because an error raised behind the stable ABI loses its
+cause. Contents of an index are looked at on the CPU in eager mode only: elsewhere that would
+synchronise the device or break a graph.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+_FLOATS = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
+
+
+def linear(x, weight, A, T, B, bias, in_index, out_index, block, dropout_p, scale) -> torch.dtype:
+    """Checks triple_lora_linear; returns the dtype of the computation."""
+    if weight.dim() != 2 or x.dim() < 1 or x.shape[-1] != weight.shape[1]:
+        raise ValueError(
+            "x must be (..., D_in) and weight (D_out, D_in), "
+            f"got x {_shape(x)} and weight {_shape(weight)}"
+        )
+    dtype = _compute(x, (("weight", weight), ("bias", bias)))
+    if bias is not None and bias.shape != weight.shape[:1]:
+        raise ValueError(f"bias must be ({weight.shape[0]},), got {_shape(bias)}")
+    _factors(x, A, T, B, weight.shape[0], in_index, out_index, block, dtype)
+    _scalars(dropout_p, scale)
+    return dtype
+
+
+def delta(
+    x, A, T, B, base, out_features, in_index, out_index, block, dropout_p, scale
+) -> tuple[torch.dtype, int]:
+    """Checks triple_lora_delta; returns the dtype of the computation and D_out."""
+    if x.dim() < 1:
+        raise ValueError(f"x must be (..., D_in), got {_shape(x)}")
+    if B.dim() != 2:
+        raise ValueError(f"B must be (D_out, r), got {_shape(B)}")
+    if base is not None:
+        if base.shape[:-1] != x.shape[:-1] or base.dim() != x.dim():
+            raise ValueError(
+                f"base must be (..., D_out) with x's leading shape, got x {_shape(x)} "
+                f"and base {_shape(base)}"
+            )
+        width = base.shape[-1]
+        if out_features is not None and out_features != width:
+            raise ValueError(f"out_features is {out_features}, but base has {width} columns")
+    elif out_index is not None:
+        if out_features is None:
+            raise ValueError("out_index without base needs out_features, the number of columns")
+        width = out_features
+    else:
+        width = B.shape[0] if out_features is None else out_features
+    dtype = _compute(x, (("base", base),))
+    _factors(x, A, T, B, width, in_index, out_index, block, dtype)
+    _scalars(dropout_p, scale)
+    return dtype, width
+
+
+def middle(T: Tensor | None, B: Tensor) -> None:
+    """Checks fold_middle."""
+    if B.dim() != 2:
+        raise ValueError(f"B must be (D_out, r), got {_shape(B)}")
+    rank = B.shape[1]
+    if T is not None and T.shape != (rank, rank):
+        raise ValueError(f"T must be ({rank}, {rank}) to fit B {_shape(B)}, got {_shape(T)}")
+
+
+def selection(middle, scores, rank, index, previous) -> None:
+    """Checks select_middle."""
+    if middle.dim() < 2 or middle.shape[-1] != middle.shape[-2]:
+        raise ValueError(f"middle must be (..., R, R), got {_shape(middle)}")
+    if middle.dtype not in _FLOATS:
+        raise TypeError(f"middle must be a floating tensor, got {middle.dtype}")
+    size = middle.shape[-1]
+    if not 1 <= rank <= size:
+        raise ValueError(f"rank must be between 1 and R = {size}, got {rank}")
+    if scores is None:
+        if index is None:
+            raise ValueError("select_middle needs scores, or an index to gather at")
+    else:
+        if scores.shape != middle.shape:
+            raise ValueError(
+                f"scores must have middle's shape {_shape(middle)}, got {_shape(scores)}"
+            )
+        if scores.dtype not in _FLOATS:
+            raise TypeError(f"scores must be a floating tensor, got {scores.dtype}")
+        _same_device(middle, "scores", scores)
+    if index is not None and previous is not None:
+        raise ValueError("give index (gather there) or previous (select anew), not both")
+    for name, given in (("index", index), ("previous", previous)):
+        if given is None:
+            continue
+        expected = (*middle.shape[:-2], rank * rank)
+        if given.dtype != torch.int64 or tuple(given.shape) != expected:
+            raise ValueError(
+                f"{name} must be int64 of shape {expected}, got {given.dtype} {_shape(given)}"
+            )
+        _same_device(middle, name, given)
+        if _readable(given) and given.numel() and not 0 <= int(given.min()) <= int(given.max()) < (
+            size * size
+        ):
+            raise ValueError(f"{name} must lie in [0, {size * size}), the entries of (R, R)")
+
+
+def _compute(x: Tensor, same: tuple[tuple[str, Tensor | None], ...]) -> torch.dtype:
+    """x's dtype, or autocast's; the named tensors must have it or be cast to it by autocast."""
+    dtype, device = x.dtype, x.device.type
+    if dtype not in _FLOATS:
+        raise TypeError(f"x must be float32, bfloat16, float16 or float64, got {dtype}")
+    autocast = torch.is_autocast_enabled(device) and dtype != torch.float64
+    for name, tensor in same:
+        if tensor is None:
+            continue
+        if tensor.dtype != dtype and not (autocast and tensor.is_floating_point()):
+            raise TypeError(f"{name} must have x's dtype {dtype}, got {tensor.dtype}")
+        _same_device(x, name, tensor)
+    return torch.get_autocast_dtype(device) if autocast else dtype
+
+
+def _factors(x, A, T, B, width, in_index, out_index, block, dtype) -> None:
+    if A.dim() != 2 or B.dim() != 2 or A.shape[0] != B.shape[1]:
+        raise ValueError(
+            f"A must be (r, D_in) and B (D_out, r), got A {_shape(A)} and B {_shape(B)}"
+        )
+    rank = A.shape[0]
+    if T is not None and T.shape != (rank, rank):
+        raise ValueError(f"T must be ({rank}, {rank}) to fit A {_shape(A)}, got {_shape(T)}")
+    for name, tensor in (("A", A), ("T", T), ("B", B)):
+        if tensor is None:
+            continue
+        if tensor.dtype != dtype and (tensor.dtype != torch.float32 or dtype == torch.float64):
+            accepted = dtype if dtype in (torch.float32, torch.float64) else f"{dtype} or float32"
+            raise TypeError(f"{name} must be {accepted} to go with x, got {tensor.dtype}")
+        _same_device(x, name, tensor)
+    inner = x.shape[-1]
+    expected = inner if in_index is None else _covered("in_index", in_index, block, inner, x)
+    if expected is not None and A.shape[1] != expected:
+        note = "" if in_index is None else " (the widths of the active blocks)"
+        raise ValueError(f"A must be ({rank}, {expected}){note}, got {_shape(A)}")
+    expected = width if out_index is None else _covered("out_index", out_index, block, width, x)
+    if expected is not None and B.shape[0] != expected:
+        note = "" if out_index is None else " (the widths of the active blocks)"
+        raise ValueError(f"B must be ({expected}, {rank}){note}, got {_shape(B)}")
+
+
+def _covered(name: str, index: Tensor, block: int, dim: int, x: Tensor) -> int | None:
+    """Number of columns that the active blocks cover; None where it cannot be known."""
+    if block < 1:
+        raise ValueError(f"block must be at least 1, got {block}")
+    if index.dtype != torch.int64 or index.dim() != 1:
+        raise ValueError(f"{name} must be a 1-D int64 tensor, got {index.dtype} {_shape(index)}")
+    _same_device(x, name, index)
+    blocks = -(-dim // block)
+    count = index.numel()
+    if not _readable(index):
+        # Whether the short last block is among them is known to the contents alone.
+        return count * block if dim % block == 0 else None
+    if count == 0:
+        return 0
+    if int(index[0]) < 0 or int(index[-1]) >= blocks or not bool((index[1:] > index[:-1]).all()):
+        raise ValueError(
+            f"{name} must be sorted, unique and within [0, {blocks}), the blocks of {block} "
+            f"in {dim}; got {index.tolist() if count <= 8 else f'{count} entries'}"
+        )
+    short = dim - (blocks - 1) * block if int(index[-1]) == blocks - 1 else block
+    return (count - 1) * block + short
+
+
+def _scalars(dropout_p: float, scale: float) -> None:
+    if not 0.0 <= dropout_p <= 1.0:
+        raise ValueError(f"dropout_p must be between 0 and 1, got {dropout_p}")
+    if not isinstance(scale, (int, float)):
+        raise TypeError(f"scale must be a number, got {type(scale).__name__}")
+
+
+def _same_device(x: Tensor, name: str, tensor: Tensor) -> None:
+    if tensor.device != x.device:
+        raise ValueError(f"{name} is on {tensor.device}, x on {x.device}: they must be on one device")
+
+
+def _readable(index: Tensor) -> bool:
+    return (
+        index.device.type == "cpu"
+        and not torch.compiler.is_compiling()
+        and torch._C._functorch.peek_interpreter_stack() is None
+    )
+
+
+def _shape(tensor: Tensor) -> str:
+    return str(tuple(tensor.shape))
