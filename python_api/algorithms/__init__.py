@@ -1,0 +1,40 @@
+"""The algorithms by name. Each stands in a module of its own, imported when it is asked for."""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+from python_api.errors import InputError
+
+from python_api.algorithms.base import Algorithm
+
+if TYPE_CHECKING:
+    from python_api.config import RunConfig
+
+__all__ = ["ALGORITHMS", "Algorithm", "make"]
+
+# name -> "module:class"; a string, so that naming the algorithms does not import their models
+ALGORITHMS: dict[str, str] = {
+    "h2tune": "python_api.algorithms.h2tune:H2Tune",
+    "local": "python_api.algorithms.baselines.local:Local",
+    "fedit": "python_api.algorithms.baselines.fedit:FedIT",
+    "centralised": "python_api.algorithms.baselines.centralised:Centralised",
+}
+
+
+def make(config: RunConfig) -> Algorithm:
+    """Build the algorithm that `config.algorithm` names.
+
+    Raises:
+        InputError: no algorithm has that name.
+    """
+    target = ALGORITHMS.get(config.algorithm)
+    if target is None:
+        known = ", ".join(ALGORITHMS)
+        raise InputError(
+            f"algorithm: {config.algorithm!r} is not known; expected one of {known}"
+        )
+    module, _, name = target.partition(":")
+    algorithm: type[Algorithm] = getattr(import_module(module), name)
+    return algorithm(config)
