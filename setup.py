@@ -85,11 +85,13 @@ class build_ext(BASE):  # noqa: N801 (setuptools names its commands so)
         reason = WHY_NOT
         required = os.environ.get("FEDKERNELS_REQUIRE_EXT") == "1"
         if reason is None:
+            inplace = self.inplace
             try:
                 super().run()
             except Exception as error:
                 if required:
                     raise
+                self.inplace = inplace  # setuptools clears it while it builds
                 lines = str(error).strip().splitlines() or ["no message"]
                 reason = f"the build failed: {type(error).__name__}: {lines[0]}"
         elif required:
