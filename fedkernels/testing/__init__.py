@@ -1,0 +1,44 @@
+"""Shipped testing kit: compare a kernel with its specification on your own machine.
+
+`assert_within_budget` is the comparison, `cases` and `inputs` make the data, `poisoned_empty` finds
+elements that nobody wrote, `interleave` and `saved_activations` measure.
+"""
+
+from __future__ import annotations
+
+from fedkernels.testing.budget import (
+    BudgetReport,
+    Measure,
+    assert_within_budget,
+    error_budget,
+    long_double,
+    reference_pair,
+)
+from fedkernels.testing.inputs import LAYOUTS, ROWS, random_tensor, with_layout
+from fedkernels.testing.poison import poisoned_empty
+from fedkernels.testing.timing import (
+    SavedActivations,
+    Timing,
+    interleave,
+    saved_activations,
+    speedup,
+)
+
+__all__ = [
+    "LAYOUTS",
+    "ROWS",
+    "BudgetReport",
+    "Measure",
+    "SavedActivations",
+    "Timing",
+    "assert_within_budget",
+    "error_budget",
+    "interleave",
+    "long_double",
+    "poisoned_empty",
+    "random_tensor",
+    "reference_pair",
+    "saved_activations",
+    "speedup",
+    "with_layout",
+]
