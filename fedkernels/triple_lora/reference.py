@@ -62,15 +62,15 @@ def dropout_factor(seed: Tensor, rows: int, columns: int, p: float) -> Tensor:
     threshold = round(65536 * p)
     device = seed.device
     if threshold >= 65536:
-        return torch.zeros(rows, columns, device=device)
+        return torch.zeros(rows, columns, dtype=torch.float64, device=device)
     value = int(seed)
     groups = torch.arange((columns + 7) // 8, device=device).expand(rows, -1)
     n = torch.arange(rows, device=device)[:, None].expand_as(groups)
     zero = torch.zeros_like(groups)
     words = philox((value & _WORD, value >> 32 & _WORD), (groups, n & _WORD, n >> 32, zero))
     slices = torch.stack([part for word in words for part in (word & 0xFFFF, word >> 16)], -1)
-    keep = slices.reshape(rows, -1)[:, :columns] >= threshold
-    return keep.float() * (65536 / (65536 - threshold))
+    keep = slices.flatten(1)[:, :columns] >= threshold
+    return keep.double() * (65536 / (65536 - threshold))
 
 
 def _middle(T: Tensor | None, residual: bool, rank: int, like: Tensor) -> Tensor:

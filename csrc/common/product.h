@@ -1,0 +1,163 @@
+// The packed product: C (M, N) += A (M, K) B (K, N), for tall A and prepared B, one thread.
+//
+//   B is stored in panels of `columns<T>` columns, each panel (K, columns) and contiguous.
+//   A is read in place with two strides, so that A^T costs nothing.
+//   A tile of `tile_rows` x `columns` sums stays in registers over k; k runs in ascending order,
+//   whatever the tile, so that a row's bits depend on that row alone.
+//
+// Included once per instruction set (common/each_capability.h): no include guard, no #include.
+
+template <typename T>
+struct Simd {
+  typedef T vec __attribute__((vector_size(VECTOR_BYTES), aligned(alignof(T)), may_alias));
+  static constexpr int64_t lanes = VECTOR_BYTES / sizeof(T);
+};
+
+template <typename T>
+constexpr int64_t columns = 2 * Simd<T>::lanes;
+
+// 6 x 2 sums, 2 columns of B and one value of A fit the 16 registers of AVX2; AVX-512 has 32.
+constexpr int64_t tile_rows = VECTOR_BYTES == 64 ? 12 : 6;
+
+inline int64_t round_up(int64_t value, int64_t multiple) {
+  return (value + multiple - 1) / multiple * multiple;
+}
+
+template <typename T, int M>
+inline void tile(int64_t K, const T* a, int64_t a_row, int64_t a_k, const T* b, int64_t b_k, T* c,
+                 int64_t c_row, bool zero) {
+  using vec = typename Simd<T>::vec;
+  constexpr int64_t lanes = Simd<T>::lanes;
+  vec sum[M][2];
+  for (int i = 0; i < M; ++i) {
+    if (zero) {
+      sum[i][0] = sum[i][1] = vec{};
+    } else {
+      sum[i][0] = *reinterpret_cast<const vec*>(c + i * c_row);
+      sum[i][1] = *reinterpret_cast<const vec*>(c + i * c_row + lanes);
+    }
+  }
+  for (int64_t k = 0; k < K; ++k) {
+    const vec b0 = *reinterpret_cast<const vec*>(b);
+    const vec b1 = *reinterpret_cast<const vec*>(b + lanes);
+    for (int i = 0; i < M; ++i) {
+      const T value = a[i * a_row];
+      sum[i][0] += value * b0;
+      sum[i][1] += value * b1;
+    }
+    a += a_k;
+    b += b_k;
+  }
+  for (int i = 0; i < M; ++i) {
+    *reinterpret_cast<vec*>(c + i * c_row) = sum[i][0];
+    *reinterpret_cast<vec*>(c + i * c_row + lanes) = sum[i][1];
+  }
+}
+
+template <typename T, int M>
+inline void last_tile(int64_t rows, int64_t K, const T* a, int64_t a_row, int64_t a_k, const T* b,
+                      int64_t b_k, T* c, int64_t c_row, bool zero) {
+  if constexpr (M > 0) {
+    if (rows == M) {
+      tile<T, M>(K, a, a_row, a_k, b, b_k, c, c_row, zero);
+    } else {
+      last_tile<T, M - 1>(rows, K, a, a_row, a_k, b, b_k, c, c_row, zero);
+    }
+  }
+}
+
+// C (rows, columns) (+)= A (rows, K) times one panel of B.
+template <typename T>
+inline void multiply_panel(int64_t rows, int64_t K, const T* a, int64_t a_row, int64_t a_k,
+                           const T* b, int64_t b_k, T* c, int64_t c_row, bool zero) {
+  int64_t i = 0;
+  for (; i + tile_rows <= rows; i += tile_rows) {
+    tile<T, tile_rows>(K, a + i * a_row, a_row, a_k, b, b_k, c + i * c_row, c_row, zero);
+  }
+  last_tile<T, tile_rows - 1>(rows - i, K, a + i * a_row, a_row, a_k, b, b_k, c + i * c_row, c_row,
+                              zero);
+}
+
+// C (rows, N) (+)= A (rows, K) B (K, N), N a multiple of `columns`, B and C plain row-major.
+template <typename T>
+inline void multiply(int64_t rows, int64_t K, int64_t N, const T* a, int64_t a_row, int64_t a_k,
+                     const T* b, T* c, bool zero) {
+  for (int64_t j = 0; j < N; j += columns<T>) {
+    multiply_panel<T>(rows, K, a, a_row, a_k, b + j, N, c + j, N, zero);
+  }
+}
+
+template <typename T, typename S>
+inline void widen_row(const S* in, T* out, int64_t n) {
+  for (int64_t i = 0; i < n; ++i) out[i] = widen(in[i]);
+}
+
+template <typename T>
+inline void widen_row(const F16* in, T* out, int64_t n) {
+  int64_t i = 0;
+#ifdef __F16C__
+  if constexpr (sizeof(T) == 4) {
+    for (; i + 8 <= n; i += 8) {
+      const __m128i half = _mm_loadu_si128(reinterpret_cast<const __m128i*>(in + i));
+      _mm256_storeu_ps(out + i, _mm256_cvtph_ps(half));
+    }
+  }
+#endif
+  for (; i < n; ++i) out[i] = widen(in[i]);
+}
+
+template <typename T, typename S>
+inline void narrow_row(const T* in, S* out, int64_t n) {
+  for (int64_t i = 0; i < n; ++i) narrow(in[i], out + i);
+}
+
+template <typename T>
+inline void narrow_row(const T* in, F16* out, int64_t n) {
+  int64_t i = 0;
+#ifdef __F16C__
+  if constexpr (sizeof(T) == 4) {
+    for (; i + 8 <= n; i += 8) {
+      const __m128i half = _mm256_cvtps_ph(_mm256_loadu_ps(in + i), _MM_FROUND_TO_NEAREST_INT);
+      _mm_storeu_si128(reinterpret_cast<__m128i*>(out + i), half);
+    }
+  }
+#endif
+  for (; i < n; ++i) narrow(in[i], out + i);
+}
+
+// One panel of B (K, N) with strides (k_stride, n_stride), from column `first`; columns past N are 0.
+template <typename T, typename S>
+inline void pack_panel(const S* in, int64_t k_stride, int64_t n_stride, int64_t K, int64_t N,
+                       int64_t first, T* out) {
+  constexpr int64_t width = columns<T>;
+  const int64_t given = N - first < width ? N - first : width;
+  in += first * n_stride;
+  if (given < width) std::memset(out, 0, sizeof(T) * K * width);
+  if (n_stride == 1) {
+    for (int64_t k = 0; k < K; ++k) widen_row(in + k * k_stride, out + k * width, given);
+    return;
+  }
+  // Transposed: rows of B^T are widened in short runs, which stay in the first cache, then turned.
+  constexpr int64_t run = 32;
+  T turned[width * run];
+  for (int64_t k0 = 0; k0 < K; k0 += run) {
+    const int64_t n = K - k0 < run ? K - k0 : run;
+    for (int64_t c = 0; c < given; ++c) {
+      const S* row = in + c * n_stride + k0 * k_stride;
+      if (k_stride == 1) {
+        widen_row(row, turned + c * run, n);
+      } else {
+        for (int64_t k = 0; k < n; ++k) turned[c * run + k] = widen(row[k * k_stride]);
+      }
+    }
+    if (given == width) {
+      for (int64_t k = 0; k < n; ++k) {
+        for (int64_t c = 0; c < width; ++c) out[(k0 + k) * width + c] = turned[c * run + k];
+      }
+    } else {
+      for (int64_t k = 0; k < n; ++k) {
+        for (int64_t c = 0; c < given; ++c) out[(k0 + k) * width + c] = turned[c * run + k];
+      }
+    }
+  }
+}

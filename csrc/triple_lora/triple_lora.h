@@ -1,0 +1,89 @@
+// Triple-matrix LoRA on the CPU: what the vector kernels (kernels.h) and the ops
+// (triple_lora_cpu.cpp) agree on.
+//
+//   forward    h = drop(x) A^T      y  = [x h] [W Q]^T + bias         Q = s B (T + I)
+//   backward   dh = g Q             dx = [g dh] [W; A]                 (the A part times the mask)
+//              dQ = g^T h           dA^T = drop(x)^T dh
+//
+// T below is the type of the sums: float, or double for double tensors. `rank` is r rounded up to
+// whole panels; thin matrices hold zeros there.
+#pragma once
+
+#include <cstdint>
+
+#include "common/element.h"
+
+namespace fedkernels {
+
+// Rows of a block share every panel they pass; a panel's run of k stays in the first two caches.
+constexpr int64_t block_rows = 96;
+constexpr int64_t block_k = 1024;
+
+struct Dropout {
+  bool on = false;
+  uint64_t seed = 0;
+  uint32_t threshold = 0;  // kept if and only if slice >= threshold
+  double factor = 1;       // of what is kept
+};
+
+template <typename T>
+struct Forward {
+  int64_t D_in, D_out, r, rank;
+  Element element;           // of x, base and y
+  const void* x;             // (N, D_in)
+  const T* panels;           // W^T (D_in, D_out) in panels; null: y holds the product already
+  const T* bias;             // (D_out padded), or null
+  const void* base;          // (N, D_out) added to y, or null
+  const T* A;                // A^T (active D_in, rank) in panels
+  const T* Q;                // Q^T (r, D_out) in panels
+  const uint8_t* Q_active;   // for each panel of D_out, whether Q has a row there
+  const int64_t* in_map;     // active columns of x, or null for all
+  int64_t in_active;
+  Dropout dropout;
+  void* y;                   // (N, D_out)
+  T* h;                      // (N, r)
+};
+
+template <typename T>
+struct Backward {
+  int64_t D_in, D_out, r, rank;
+  Element element;           // of g, x and dx
+  const void* g;             // (N, D_out)
+  const void* x;             // (N, D_in), or null if dA is not asked for
+  const T* h;                // (N, r), or null if dQ is not asked for
+  const T* panels;           // W (D_out, D_in) in panels; null: dx holds the product already, or 0
+  bool accumulate;           // dx holds the product
+  const T* A;                // A (r, D_in) in panels
+  const uint8_t* A_active;   // for each panel of D_in, whether A has a column there
+  const T* Q;                // Q (active D_out, rank) in panels
+  const int64_t* in_map;
+  int64_t in_active;
+  const int64_t* out_map;
+  int64_t out_active;
+  Dropout dropout;
+  void* dx;                  // (N, D_in), or null
+};
+
+// Sums over rows that one stripe of rows adds up; null where not asked for.
+template <typename T>
+struct Sums {
+  T* dA;     // dA^T (active D_in, rank)
+  T* dQ;     // (active D_out, rank)
+  T* dbias;  // (D_out)
+};
+
+// The exported functions of one instruction set. Rows [begin, end), panels [first, last).
+template <typename T>
+struct Kernels {
+  int64_t columns;  // of a panel
+  void (*pack)(Element element, const void* in, int64_t k_stride, int64_t n_stride, int64_t K,
+               int64_t N, int64_t first, int64_t last, T* out);
+  void (*forward)(const Forward<T>&, int64_t begin, int64_t end, int64_t first, int64_t last);
+  void (*backward)(const Backward<T>&, const Sums<T>&, int64_t begin, int64_t end, int64_t first,
+                   int64_t last);
+  // C (rows, N) (+)= A (rows, K) B (K, N), N whole panels, row-major, A with two strides.
+  void (*multiply)(int64_t rows, int64_t K, int64_t N, const T* a, int64_t a_row, int64_t a_k,
+                   const T* b, T* c, bool zero);
+};
+
+}  // namespace fedkernels
