@@ -1,7 +1,7 @@
 """The one rule that picks a backend and says why another was refused.
 
-A family writes its backends down as a tuple of `Candidate`s; the order of the tuple is the order in
-which `backend="auto"` tries them. An explicit backend runs or raises: there is no silent substitute.
+A family writes its backends down as a tuple of `Candidate`s, in the order in which `backend="auto"`
+tries them. An explicit backend runs or raises: there is no silent substitute.
 
 The environment is read once, at import:
 
@@ -56,8 +56,8 @@ class Candidate:
 def resolve(op: str, backend: str, candidates: Sequence[Candidate], inputs: Any) -> str:
     """The name of the backend that runs `op` on `inputs`.
 
-    Raises ValueError for a name that is no backend, BackendUnavailable if the backend that was asked
-    for, or under `auto` every candidate, refuses the inputs.
+    Raises ValueError for a name that is no backend, BackendUnavailable if the backend that was
+    asked for, or under `auto` every candidate, refuses the inputs.
 
     >>> candidates = (
     ...     Candidate("cpu", lambda device: None if device == "cpu" else f"x is on {device}"),

@@ -14,6 +14,14 @@ from fedkernels.testing.budget import (
     long_double,
     reference_pair,
 )
+from fedkernels.testing.cases import (
+    SELECT_MIDDLE_CASES,
+    TRIPLE_LORA_CASES,
+    SelectMiddleCase,
+    TripleLoraCase,
+    select_middle_inputs,
+    triple_lora_inputs,
+)
 from fedkernels.testing.inputs import LAYOUTS, ROWS, random_tensor, with_layout
 from fedkernels.testing.poison import poisoned_empty
 from fedkernels.testing.timing import (
@@ -27,10 +35,14 @@ from fedkernels.testing.timing import (
 __all__ = [
     "LAYOUTS",
     "ROWS",
+    "SELECT_MIDDLE_CASES",
+    "TRIPLE_LORA_CASES",
     "BudgetReport",
     "Measure",
     "SavedActivations",
+    "SelectMiddleCase",
     "Timing",
+    "TripleLoraCase",
     "assert_within_budget",
     "error_budget",
     "interleave",
@@ -39,6 +51,8 @@ __all__ = [
     "random_tensor",
     "reference_pair",
     "saved_activations",
+    "select_middle_inputs",
     "speedup",
+    "triple_lora_inputs",
     "with_layout",
 ]

@@ -10,14 +10,15 @@ dtype, computes in float32 and rounds its result. Four errors are measured, all 
     max     largest |difference|, size = max|exact|
     rms     root mean square of the difference, size = rms(exact)
     row     worst row: largest |difference| in a row / max|exact| of that row, size = 1
-    drift   common factor: |<difference, exact>| / <exact, exact>. It never exceeds the relative RMS
-            error, so its budget takes the reference's RMS error and a smaller share of eps: an error
-            that all elements share does not hide below the rounding of each (bfloat16 rounds by up
-            to 0.4 %, and three budgets above let a uniform 1 % pass)
+    drift   common factor: |<difference, exact>| / <exact, exact>. It never exceeds the relative
+            RMS error, so its budget takes the reference's RMS error and a smaller share of eps: an
+            error that all elements share must not hide below the rounding of each (bfloat16 rounds
+            by up to 0.4 %, and the three budgets above let a uniform 1 % pass)
 
-float64: the oracle is long double (`long_double`), and eps * sqrt(length of the sum) * size is added
-to each budget, since two right orders of summation differ by as much. A value that is not finite must
-be the same in both. Tolerances are the same on every machine; there is no switch that widens them.
+float64: the oracle is long double (`long_double`), and eps * sqrt(length of the sum) * size is
+added to each budget, since two right orders of summation differ by as much. A value that is not
+finite must be the same in both. Tolerances are the same on every machine; there is no switch that
+widens them.
 """
 
 from __future__ import annotations
@@ -215,7 +216,8 @@ def _measures(
     def allowed(base: float, scale: float, share: float = 1.0) -> float:
         return 2.0 * (base + share * eps * scale) + order * scale
 
-    largest = Measure("max", float(np.abs(error).max()), allowed(float(np.abs(base_error).max()), top))
+    base_top = float(np.abs(base_error).max())
+    largest = Measure("max", float(np.abs(error).max()), allowed(base_top, top))
     rms_base = float(_rms(base_error))
     rms = Measure("rms", float(_rms(error)), allowed(rms_base, size))
 
