@@ -1,0 +1,80 @@
+# Every verb works in a fresh clone with nothing but Python 3.11, a C++ compiler and the package
+# registry: it creates the environment if it is missing, installs, builds, runs. A second call does
+# nothing twice.
+#
+#   make demo | test | bench ...   VENV=dir   PYTHON=python3.11   TORCH_INDEX=index of CPU builds
+
+VENV ?= .venv
+PYTHON ?= $(shell for p in python3.11 python3.12 python3; do command -v $$p && break; done)
+# Where plain `torch` would be the CUDA build of several GB, an index that has CPU builds.
+TORCH_INDEX ?=
+
+BIN := $(abspath $(VENV))/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --constraint constraints.txt
+SOURCES := $(shell find csrc -name '*.cpp' -o -name '*.h')
+STAMPS := $(VENV)/.stamps
+
+# A broken kernel must never pass as pure Python: where there is a compiler, the build has to work.
+ifneq ($(FEDKERNELS_NO_EXT),1)
+ifneq ($(shell command -v $(firstword $(CXX)) 2>/dev/null),)
+export FEDKERNELS_REQUIRE_EXT ?= 1
+endif
+endif
+
+.PHONY: install demo test test-slow bench lint format clean
+
+install: $(STAMPS)/install
+
+demo: $(STAMPS)/install
+	$(BIN)/fedkernels demo
+
+# The kernels run under every instruction set that this machine has; everything else once.
+test: $(STAMPS)/dev
+	$(BIN)/python -m pytest --ignore=tests/ops
+	@set -e; sets=$$($(BIN)/python -m fedkernels.info --capabilities); \
+	for set in $${sets:-none}; do \
+	  echo "tests/ops, instruction set: $$set"; \
+	  if [ $$set = none ]; then $(BIN)/python -m pytest tests/ops; \
+	  else FEDKERNELS_CPU_CAPABILITY=$$set $(BIN)/python -m pytest tests/ops; fi; \
+	done
+
+test-slow: $(STAMPS)/dev
+	$(BIN)/python -m pytest -m slow
+
+bench: $(STAMPS)/install
+	$(BIN)/fedkernels bench
+
+lint: $(STAMPS)/dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format: $(STAMPS)/dev
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+clean:
+	rm -rf build dist *.egg-info fedkernels/*.so fedkernels/_build.json $(STAMPS)/install
+	find . -name __pycache__ -not -path './$(VENV)/*' -prune -exec rm -rf {} +
+
+$(STAMPS)/environment:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
+	  || { echo "make: PYTHON=$(PYTHON) must be Python 3.11 or newer" >&2; exit 2; }
+	$(PYTHON) -m venv $(VENV)
+	@mkdir -p $(STAMPS) && touch $@
+
+# torch first and alone: the build compiles against it and needs it installed.
+$(STAMPS)/torch: $(STAMPS)/environment constraints.txt
+	$(PIP) $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX)) torch numpy
+	$(PIP) setuptools wheel ninja pybind11
+	@touch $@
+
+$(STAMPS)/install: $(STAMPS)/torch pyproject.toml setup.py $(SOURCES)
+	$(PIP) --no-build-isolation --editable '.[run]'
+	@touch $@
+
+$(STAMPS)/dev: $(STAMPS)/install
+	$(PIP) $$($(BIN)/python -c 'import tomllib; extras = \
+	  tomllib.load(open("pyproject.toml", "rb"))["project"]["optional-dependencies"]; \
+	  print(*extras["dev"])')
+	@touch $@
