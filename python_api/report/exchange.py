@@ -1,0 +1,169 @@
+"""The sections on what crossed the bus: traffic, what left each party, what is not protected."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from markupsafe import Markup
+
+from python_api.report import charts
+from python_api.report.numbers import traffic_per_round, traffic_totals
+from python_api.report.parts import Panels, Section, Table
+from python_api.report.reading import RunData
+from python_api.report.words import bytes_text, not_protected
+
+__all__ = ["declared", "left_section", "traffic_section"]
+
+
+def traffic_section(run: RunData) -> Section | None:
+    totals = traffic_totals(run, ["op", "direction"])
+    if not totals:
+        return Section(
+            "traffic",
+            "Traffic",
+            texts=("No message crossed the bus, or none was written down yet.",),
+        )
+    rounds = traffic_per_round(run)
+    whole = traffic_totals(run, [])[()]
+    chart = charts.bar_panel(
+        [(str(at), (entry["down"], entry["up"])) for at, entry in rounds.items()],
+        title="Payload bytes by round, all parties: "
+        + "; ".join(
+            f"round {at} down {bytes_text(entry['down'])}, up {bytes_text(entry['up'])}"
+            for at, entry in list(rounds.items())[:10]
+        ),
+        y_text=bytes_text,
+    )
+    by_op = Table(
+        caption="Traffic by operation. Payload: tensors and texts. Wire: the same with its "
+        "framing, as sent. 1 kB = 1000 bytes.",
+        columns=("operation", "direction", "messages", "payload", "wire"),
+        rows=tuple(
+            (
+                op,
+                direction,
+                str(total.messages),
+                bytes_text(total.payload),
+                bytes_text(total.wire),
+            )
+            for (op, direction), total in totals.items()
+        ),
+        foot=(
+            "all",
+            "",
+            str(whole.messages),
+            bytes_text(whole.payload),
+            bytes_text(whole.wire),
+        ),
+        left=(0, 1),
+    )
+    by_party = traffic_totals(run, ["party", "direction"])
+    parties = list(dict.fromkeys(party for party, _ in by_party))
+    per_party = Table(
+        caption="Traffic by party, over the whole run (payload)",
+        columns=("party", "received (down)", "sent (up)"),
+        rows=tuple(
+            (
+                party,
+                *(
+                    bytes_text(by_party[party, direction].payload)
+                    if (party, direction) in by_party
+                    else "–"
+                    for direction in ("down", "up")
+                ),
+            )
+            for party in parties
+        ),
+    )
+    rows = traffic_totals(run, ["round", "op", "direction"])
+    per_round = Table(
+        caption="Payload and wire bytes by round, operation and direction, all parties together",
+        columns=(
+            "round",
+            "operation",
+            "direction",
+            "messages",
+            "payload, bytes",
+            "wire, bytes",
+        ),
+        rows=tuple(
+            (at, op, direction, str(t.messages), f"{t.payload:,}", f"{t.wire:,}")
+            for (at, op, direction), t in rows.items()
+        ),
+        left=(0, 1, 2),
+    )
+    legend = (
+        (Markup('<span class="bar-key f0"></span>'), "down: server to parties"),
+        (Markup('<span class="bar-key f1"></span>'), "up: parties to server"),
+    )
+    return Section(
+        "traffic",
+        "Traffic",
+        figures=(
+            Panels(
+                charts=(("Payload per round, all parties together", chart),),
+                legend=legend,
+            ),
+        ),
+        tables=(by_op, per_party),
+        more=(("Every round, operation and direction", per_round),),
+    )
+
+
+def left_section(run: RunData) -> Section:
+    totals = traffic_totals(run, ["op", "direction"])
+    rules = declared(run)
+    used = {op for op, _ in totals}
+    rows = tuple(
+        (str(rule.get("op")), str(rule.get("entry")), _form(rule), str(rule.get("treatment")))
+        for rule in rules
+        if rule.get("direction") == "up" and rule.get("op") in used
+    )
+    tables = []
+    if rows:
+        tables.append(
+            Table(
+                caption="What the manifest lets a party send to the server, for the operations of "
+                "this run. The bus refuses everything else, at both ends.",
+                columns=("operation", "entry", "form", "treatment"),
+                rows=rows,
+                left=(0, 1, 2, 3),
+                wrap=True,
+            )
+        )
+    up = traffic_totals(run, ["party", "op", "direction"])
+    sent = tuple(
+        (party, op, str(total.messages), f"{total.payload:,}")
+        for (party, op, direction), total in up.items()
+        if direction == "up"
+    )
+    if sent:
+        tables.append(
+            Table(
+                caption="What left each party in this run",
+                columns=("party", "operation", "messages", "payload, bytes"),
+                rows=sent,
+                left=(0, 1),
+            )
+        )
+    return Section(
+        "left",
+        "What left each party, and what is not protected",
+        points=not_protected(run),
+        tables=tuple(tables),
+    )
+
+
+def _form(rule: Mapping[str, object]) -> str:
+    parts = [str(rule.get("dtype") or rule.get("kind", ""))]
+    if rule.get("shape"):
+        parts.append(str(rule["shape"]))
+    if rule.get("optional"):
+        parts.append("(optional)")
+    return " ".join(parts)
+
+
+def declared(run: RunData) -> Sequence[Mapping[str, object]]:
+    """The rows of the manifest as the run wrote them down in ``environment.json``."""
+    rows = run.environment.get("manifest")
+    return [row for row in rows if isinstance(row, Mapping)] if isinstance(rows, list) else []

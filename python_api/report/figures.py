@@ -1,0 +1,165 @@
+"""The same figures as PNG files, for slides and papers; matplotlib draws them without a display."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from python_api.report.numbers import (
+    BEFORE,
+    coverage,
+    relations,
+    series,
+    traffic_per_round,
+)
+from python_api.report.reading import RunData
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+__all__ = ["write_figures"]
+
+_COLOURS = {"local": "#0b62a8", "global": "#b45309"}
+_MARKERS = {"local": "o", "global": "s"}
+_DASHES = {"local": "-", "global": "--"}
+
+
+def write_figures(run: RunData, folder: Path) -> tuple[Path, ...]:
+    """Writes accuracy, loss, traffic, relation and selection figures, those that have data.
+
+    Uses matplotlib's Agg canvas only, so no display and no global state of pyplot is touched.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    written = []
+    for name, figure in (
+        ("accuracy.png", _lines(run, "accuracy")),
+        ("loss.png", _lines(run, "loss")),
+        ("traffic.png", _traffic(run)),
+        ("relation.png", _relation(run)),
+        ("selection.png", _selection(run)),
+    ):
+        path = folder / name
+        if figure is None:
+            path.unlink(missing_ok=True)
+            continue
+        figure.savefig(path, dpi=110)
+        written.append(path)
+    return tuple(written)
+
+
+def _figure(columns: int, *, height: float = 2.6, width: float = 3.2) -> tuple[Figure, list]:
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    across = min(columns, 4)
+    down = -(-columns // across)
+    figure = Figure(figsize=(width * across, height * down), layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = list(np.ravel(figure.subplots(down, across, squeeze=False)))
+    for axis in axes[columns:]:
+        axis.set_axis_off()
+    return figure, axes[:columns]
+
+
+def _plain(text: str) -> str:
+    """Party names may hold a dollar sign, which matplotlib would read as mathematics."""
+    return text.replace("$", r"\$")
+
+
+def _lines(run: RunData, metric: str) -> Figure | None:
+    found = {party: series(run, party, metric) for party in run.parties}
+    found = {party: phases for party, phases in found.items() if phases}
+    if not found:
+        return None
+    figure, axes = _figure(len(found))
+    for axis, (party, phases) in zip(axes, found.items(), strict=True):
+        for phase, points in phases.items():
+            if phase == BEFORE:
+                continue
+            start = phases.get(BEFORE, [])
+            x, y = zip(*(start + points), strict=True)
+            axis.plot(
+                x,
+                y,
+                _DASHES.get(phase, ":"),
+                color=_COLOURS.get(phase, "#444c56"),
+                marker=_MARKERS.get(phase, "^") if len(x) <= 25 else None,
+                label=phase,
+            )
+        if set(phases) == {BEFORE}:
+            axis.plot(*zip(*phases[BEFORE], strict=True), "o", color="#444c56", label="before")
+        axis.set_title(_plain(party), fontsize=10)
+        axis.set_xlabel("round")
+        axis.set_ylabel(f"{metric}, test")
+        axis.xaxis.get_major_locator().set_params(integer=True)
+        if metric == "accuracy":
+            axis.set_ylim(-0.02, 1.02)
+        axis.grid(alpha=0.3)
+        axis.legend(fontsize=8)
+    return figure
+
+
+def _traffic(run: RunData) -> Figure | None:
+    rounds = traffic_per_round(run)
+    if not rounds:
+        return None
+    figure, (axis,) = _figure(1, width=5.0)
+    x = np.arange(len(rounds))
+    for offset, direction, colour in (
+        (-0.2, "down", "#0b62a8"),
+        (0.2, "up", "#b45309"),
+    ):
+        heights = [entry[direction] / 1000 for entry in rounds.values()]
+        axis.bar(x + offset, heights, 0.38, color=colour, label=direction)
+    step = max(1, len(rounds) // 12)
+    axis.set_xticks(x[::step], [str(at) for at in rounds][::step])
+    axis.set_xlabel("round")
+    axis.set_ylabel("payload, kB")
+    axis.legend(fontsize=8)
+    return figure
+
+
+def _relation(run: RunData) -> Figure | None:
+    return _images(
+        [(party, matrix) for party, matrix in relations(run).items()],
+        x_label="party's layer",
+        y_label="shared layer",
+        bar="P[j, l]",
+    )
+
+
+def _selection(run: RunData) -> Figure | None:
+    found = coverage(run)
+    return _images(
+        [(entry.slot, entry.users.astype(float)) for entry in found],
+        x_label="column",
+        y_label="row",
+        bar="parties",
+        top=float(max((len(entry.parties) for entry in found), default=1)),
+    )
+
+
+def _images(
+    images: Sequence[tuple[str, np.ndarray]],
+    *,
+    x_label: str,
+    y_label: str,
+    bar: str,
+    top: float | None = None,
+) -> Figure | None:
+    if not images:
+        return None
+    figure, axes = _figure(len(images))
+    low = min(0.0, *(float(np.nanmin(matrix)) for _, matrix in images))
+    high = top or max(float(np.nanmax(matrix)) for _, matrix in images)
+    image = None
+    for axis, (title, matrix) in zip(axes, images, strict=True):
+        image = axis.imshow(matrix, vmin=low, vmax=high or 1.0, cmap="cividis", aspect="auto")
+        axis.set_title(_plain(title), fontsize=10)
+        axis.set_xlabel(x_label)
+        axis.set_ylabel(y_label)
+    figure.colorbar(image, ax=axes, label=bar)
+    return figure

@@ -1,0 +1,301 @@
+"""What the report says in sentences. Everything here is plain text; the page escapes it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from python_api.report.numbers import Headline, headline, traffic_totals
+from python_api.report.reading import RunData
+
+__all__ = [
+    "algorithm_title",
+    "basis_title",
+    "basis_words",
+    "bytes_text",
+    "comparison_words",
+    "not_protected",
+    "percent",
+    "points",
+    "seconds_text",
+    "status_of",
+    "verdict",
+    "what_ran",
+]
+
+_TITLES = {
+    "h2tune": "H2Tune",
+    "local": "local training alone",
+    "fedit": "FedIT (averaged LoRA)",
+    "centralised": "all data in one place (centralised)",
+}
+_NUMBER_WORDS = (
+    "no",
+    "one",
+    "two",
+    "three",
+    "four",
+    "five",
+    "six",
+    "seven",
+    "eight",
+    "nine",
+    "ten",
+)
+
+
+def algorithm_title(run: RunData) -> str:
+    return _TITLES.get(run.algorithm, run.algorithm)
+
+
+def percent(value: float | None) -> str:
+    """A share as a percentage; a dash where there is none.
+
+    >>> percent(0.9375), percent(None)
+    ('93.8 %', '–')
+    """
+    return "–" if value is None else f"{100 * value:.1f} %"
+
+
+def points(value: float | None) -> str:
+    """A difference of two shares in percentage points, with its sign.
+
+    >>> points(0.125), points(-0.02), points(None)
+    ('+12.5 points', '−2.0 points', '–')
+    """
+    if value is None:
+        return "–"
+    sign = "−" if round(100 * value, 1) < 0 else "+" if round(100 * value, 1) > 0 else "±"
+    return f"{sign}{abs(100 * value):.1f} points"
+
+
+def bytes_text(count: float) -> str:
+    """Bytes in the unit that keeps the number short (1 kB = 1000 bytes).
+
+    >>> bytes_text(0), bytes_text(999), bytes_text(28_672), bytes_text(3_500_000)
+    ('0 B', '999 B', '28.7 kB', '3.5 MB')
+    """
+    for unit, size in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
+        if count >= size * 0.99995:
+            return f"{count / size:.1f} {unit}"
+    return f"{count:.0f} B"
+
+
+def seconds_text(seconds: float) -> str:
+    """A duration in words a person reads.
+
+    >>> seconds_text(0.25), seconds_text(42.4), seconds_text(150), seconds_text(7320)
+    ('0.2 s', '42 s', '2 min 30 s', '2 h 2 min')
+    """
+    if seconds < 10:
+        return f"{seconds:.1f} s"
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60} s"
+    return f"{whole // 3600} h {whole % 3600 // 60} min"
+
+
+def _count(number: int, noun: str, plural: str | None = None) -> str:
+    word = _NUMBER_WORDS[number] if 0 <= number < len(_NUMBER_WORDS) else str(number)
+    return f"{word} {noun if number == 1 else plural or noun + 's'}"
+
+
+def _list(parts: Sequence[str]) -> str:
+    return parts[0] if len(parts) == 1 else ", ".join(parts[:-1]) + " and " + parts[-1]
+
+
+def status_of(run: RunData) -> str:
+    """``"finished"``, ``"running"``, ``"interrupted"``, ``"failed"`` or ``"unknown"``."""
+    status = run.status.get("status", run.status.get("state"))
+    return status if status in ("finished", "running", "interrupted", "failed") else "unknown"
+
+
+def _last_round(run: RunData) -> int | None:
+    last = run.status.get("round")
+    return last if isinstance(last, int) and not isinstance(last, bool) else None
+
+
+def _status_sentence(run: RunData) -> str:
+    rounds, last = run.rounds, _last_round(run)
+    planned = _count(rounds, "round") if rounds is not None else "its rounds"
+    reached = (
+        "before its first round was complete"
+        if not last
+        else f"after round {last} of {rounds}"
+        if rounds is not None
+        else f"after round {last}"
+    )
+    status = status_of(run)
+    if status == "finished":
+        return (
+            f"The run finished all of {planned}."
+            if rounds != 1
+            else "The run finished its one round."
+        )
+    if status == "interrupted":
+        return f"The run was interrupted {reached}; what follows is what it had measured by then."
+    if status == "failed":
+        reason = str(run.status.get("error") or run.status.get("reason") or "").strip()
+        return f"The run failed {reached}" + (f": {reason}" if reason else ".")
+    if status == "running":
+        return f"The run had not ended when this report was written; it stood {reached}."
+    return "The folder does not say whether the run finished."
+
+
+def what_ran(run: RunData) -> str:
+    parties = run.configured_parties
+    who = _count(len(parties), "party", "parties") if parties else "the parties"
+    rounds = f" for {_count(run.rounds, 'round')}" if run.rounds is not None else ""
+    seed = run.config.get("seed", "?")
+    return f"{who[0].upper()}{who[1:]}{rounds} with {algorithm_title(run)}, seed {seed}."
+
+
+def verdict(run: RunData) -> str:
+    """One paragraph: what ran, whether it ended, and who got better by how much over "before"."""
+    heads = [headline(run, party) for party in run.parties]
+    heads = [head for head in heads if head.before is not None or head.last is not None]
+    return " ".join((what_ran(run), _status_sentence(run), _gains(heads)))
+
+
+def _gains(heads: Sequence[Headline]) -> str:
+    measured = [(head, head.gain) for head in heads if head.gain is not None]
+    if not measured:
+        if any(head.before is not None for head in heads):
+            return "Only the accuracy before training was measured; no gain can be told."
+        return "No accuracy was measured yet; no gain can be told."
+    better = [head for head, gain in measured if gain > 0]
+    told = "; ".join(
+        f"{head.party} went from {percent(head.before)} to {percent(head.last)} ({points(gain)})"
+        for head, gain in measured
+    )
+    if len(measured) == 1:
+        opening = "Accuracy on its own test data"
+    elif len(better) == len(measured):
+        opening = "Every party got better on its own test data"
+    elif not better:
+        opening = "No party got better on its own test data"
+    else:
+        some = _count(len(better), "party", "parties").capitalize()
+        opening = f"{some} of {len(measured)} got better on their own test data"
+    return (
+        f"{opening}: {told}. These are gains over no training at all; whether the parties learned "
+        "from each other is another question, which only a run without sharing answers."
+    )
+
+
+def comparison_words(runs: Sequence[RunData]) -> str:
+    names = _list([f"{run.name} ({algorithm_title(run)})" for run in runs])
+    seeds = {str(run.config.get("seed", "?")) for run in runs}
+    seed = f"all with seed {seeds.pop()}" if len(seeds) == 1 else "with different seeds"
+    return (
+        f"{names} stand side by side, {seed}; differences are taken to {runs[0].name}. One run of "
+        "each is one pair: a difference of this size can be chance, so no winner is named here. "
+        "Evidence needs several seeds and an interval."
+    )
+
+
+def basis_title(run: RunData) -> str:
+    if run.algorithm != "h2tune":
+        return "What is shared"
+    return f'The basis: "{run.table.get("basis", "trained")}"'
+
+
+def basis_words(run: RunData) -> tuple[str, ...]:
+    """What the basis of the shared middle means for transfer between the parties."""
+    if run.algorithm == "local":
+        return ("Every party trained alone. Nothing it learned reached another party.",)
+    if run.algorithm == "centralised":
+        return (
+            "All training data stood in one place. This is the upper bound that federated runs are "
+            "held against, not a federated run.",
+        )
+    if run.algorithm == "fedit":
+        return (
+            "Parties of one architecture average their LoRA matrices A and B after every round, so "
+            "they work in one common basis by construction.",
+        )
+    if run.algorithm != "h2tune":
+        return ()
+    return (
+        *_h2tune_basis(str(run.table.get("basis", "trained"))),
+        *_h2tune_share(run.table),
+    )
+
+
+def _h2tune_basis(basis: str) -> tuple[str, ...]:
+    if basis == "svd":
+        return (
+            "A and B are the leading singular vectors of each party's own frozen weights and are "
+            "not trained, so parties on the same base model read and write the shared middle in "
+            "the same basis. The middle is shared among parties whose frozen base has the same "
+            "hash, and nobody else.",
+            "In our probe (three small decoders on one base, one party with 64 examples, 10 "
+            "paired seeds) this gained that party 13.4 points (95 % interval 9.7 to 17.8) over "
+            "the same layer unshared and 18.1 points (13.2 to 23.2) over LoRA alone. That was "
+            "another run than this one: on your data, compare with share = false.",
+        )
+    if basis == "rotated":
+        return (
+            "This is a control: every party's frozen basis is turned by a private orthogonal "
+            'matrix, which takes away the common basis that "svd" relies on and nothing else. '
+            'What it loses against "svd" is what the common basis was worth.',
+        )
+    return (
+        "Each party trains its own A and B around the shared middle: the method as published. A "
+        "and B can undo any change of the middle without changing an output (A to PA, B to BQ⁻¹, "
+        "I + T to Q(I + T)P⁻¹), so what one party puts into the middle need not mean anything to "
+        "another. As published, no transfer between parties was seen.",
+        "In our probe (three small decoders, one party with 64 examples, 10 paired seeds) "
+        "sharing changed that party's accuracy by −0.5 points (95 % interval −1.7 to 0.5) "
+        "against not sharing, and by +0.4 points (−0.7 to 1.9) against sharing shuffled tensors. "
+        'Accuracy above "before" in this report is therefore not a sign of transfer. Runs with '
+        'share = false and share = "shuffled" show whether there is any on your data; for '
+        'parties on one base model, basis = "svd" is the one where transfer was seen.',
+    )
+
+
+def _h2tune_share(table: Mapping[str, object]) -> tuple[str, ...]:
+    share = table.get("share", True)
+    if share is False:
+        return (
+            "In this run share = false: every party got its own tensor back, so nothing was "
+            "learned from others. It is the control for a run that shares.",
+        )
+    if share == "shuffled":
+        return (
+            'In this run share = "shuffled": every party got another party\'s tensor with its '
+            "entries in random order. It is the control that keeps the numbers and removes their "
+            "meaning.",
+        )
+    return ()
+
+
+def not_protected(run: RunData) -> tuple[str, ...]:
+    """What the run does not keep from others, in plain words."""
+    if not traffic_totals(run, ["direction"]):
+        lines = ["Nothing crossed the bus, so nothing left a party by it."]
+    else:
+        lines = [
+            "Texts, labels, base weights, private heads and the matrices A and B never crossed "
+            "the bus: it refuses whatever the manifest does not declare."
+            if run.algorithm == "h2tune"
+            else "The bus refuses whatever the manifest of the algorithm does not declare.",
+            "What did cross it, the server sees in the clear for every party by itself. Updates "
+            "of a model can give away properties of the training data, in bad cases parts of it; "
+            "no noise, clipping, encryption or secure sum was applied to them.",
+        ]
+        if run.algorithm == "h2tune":
+            lines.append(
+                "The selected entries and the layer relation of a party show which parts of the "
+                "middle its data uses, and its metrics show how well it does."
+            )
+    lines.append(
+        "All parties of this run lived in one process on one machine. That simulates a "
+        "federation; it separates nobody from anybody."
+    )
+    lines.append(
+        "The run folder holds every party's model and checkpoint in the clear, and this page shows "
+        "the configuration with the paths of their files. Mind whom you hand them to."
+    )
+    return tuple(lines)
