@@ -7,12 +7,11 @@ from typing import TYPE_CHECKING
 
 from python_api.errors import InputError
 
-from python_api.algorithms.base import Algorithm
-
 if TYPE_CHECKING:
+    from python_api.algorithms.base import Algorithm
     from python_api.config import RunConfig
 
-__all__ = ["ALGORITHMS", "Algorithm", "make"]
+__all__ = ["ALGORITHMS", "make"]
 
 # name -> "module:class"; a string, so that naming the algorithms does not import their models
 ALGORITHMS: dict[str, str] = {
@@ -32,9 +31,7 @@ def make(config: RunConfig) -> Algorithm:
     target = ALGORITHMS.get(config.algorithm)
     if target is None:
         known = ", ".join(ALGORITHMS)
-        raise InputError(
-            f"algorithm: {config.algorithm!r} is not known; expected one of {known}"
-        )
+        raise InputError(f"algorithm: {config.algorithm!r} is not known; expected one of {known}")
     module, _, name = target.partition(":")
     algorithm: type[Algorithm] = getattr(import_module(module), name)
     return algorithm(config)

@@ -37,36 +37,30 @@ def anchor(
     *,
     middle_rank: int,
 ) -> Tensor:
-    """Mean over adapters of `KL(softmax(vec T_prev) || softmax(vec T))` over the entries in both Omegas.
+    """Mean over adapters of `KL(softmax(vec T_prev) || softmax(vec T))`, entries in both Omegas.
 
-    T, previous_T `(L, S, r, r)`; index, previous_index `(L, S, r*r)` int64, positions in the `R x R`
-    middle. Entries are matched by position in the middle, not by slot in T: the two differ as soon as
-    the selection has changed. An adapter whose Omegas share nothing adds 0.
+    T, previous_T `(L, S, r, r)`; index, previous_index `(L, S, r*r)` int64, positions in the
+    `R x R` middle. Entries are matched by position in the middle, not by slot in T: the two differ
+    as soon as the selection has changed. An adapter whose Omegas share nothing adds 0.
     """
     size = middle_rank * middle_rank
     shape = (*index.shape[:-1], size)
     dense = torch.zeros(shape, dtype=T.dtype, device=T.device)
     dense = dense.scatter(-1, previous_index, previous_T.detach().flatten(2))
-    held = torch.zeros(shape, dtype=torch.bool, device=T.device).scatter(
-        -1, previous_index, True
-    )
+    held = torch.zeros(shape, dtype=torch.bool, device=T.device).scatter(-1, previous_index, True)
     common = held.gather(-1, index)
     old = _masked_log_softmax(dense.gather(-1, index), common)
     new = _masked_log_softmax(T.flatten(2), common)
-    return (
-        torch.where(common, old.exp() * (old - new), torch.zeros_like(new))
-        .sum(-1)
-        .mean()
-    )
+    return torch.where(common, old.exp() * (old - new), torch.zeros_like(new)).sum(-1).mean()
 
 
 def _masked_log_softmax(x: Tensor, mask: Tensor) -> Tensor:
-    # a finite floor instead of -inf: a row without any entry must give no NaN, in the gradient neither
+    # a finite floor instead of -inf: a row without any entry gives no NaN, nor does its gradient
     return torch.log_softmax(x.masked_fill(~mask, -1e9), dim=-1)
 
 
 def logit_term(logits: Tensor, phase1_logits: Tensor) -> Tensor:
-    """`KL(softmax(z_phase1) || softmax(z))`, mean over rows (response tokens, or items of a class head)."""
+    """`KL(softmax(z_phase1) || softmax(z))`, mean over tokens or classified rows."""
     if logits.shape[0] == 0:
         return logits.sum() * 0.0
     old = F.log_softmax(phase1_logits.detach().float(), dim=-1)

@@ -24,7 +24,7 @@ __all__ = ["PartyMiddle", "block_index", "pack_mask", "unpack_mask"]
 
 
 def block_index(layers: int, slots: int, rank: int, middle_rank: int) -> Tensor:
-    """The leading `rank x rank` block as positions in the `R x R` middle: `(L, S, r*r)` int64, ascending.
+    """The leading `rank x rank` block as positions in the middle: `(L, S, r*r)` int64, ascending.
 
     >>> block_index(1, 1, 2, 3)
     tensor([[[0, 1, 3, 4]]])
@@ -35,7 +35,7 @@ def block_index(layers: int, slots: int, rank: int, middle_rank: int) -> Tensor:
 
 
 def pack_mask(mask: Tensor) -> Tensor:
-    """Eight entries a byte, most significant bit first: bool of any shape -> uint8 `(ceil(n / 8),)`."""
+    """Eight entries a byte, highest bit first: bool of any shape -> uint8 `(ceil(n / 8),)`."""
     return torch.from_numpy(np.packbits(mask.cpu().numpy().reshape(-1)))
 
 
@@ -60,7 +60,7 @@ class PartyMiddle(nn.Module):
     previous_*  T and Omega at the end of the last round, what the anchor compares with
 
     select "round": Omega is chosen when G arrives and kept for the round; "every_step": at every
-    step; "block": the leading r x r block, always. An entry that stays selected keeps its slot in T.
+    step; "block": the leading r x r block, always. An entry that stays keeps its slot in T.
     """
 
     def __init__(
@@ -78,9 +78,7 @@ class PartyMiddle(nn.Module):
         if rank > middle_rank:
             raise ValueError(f"rank {rank} above middle_rank {middle_rank}")
         if select not in ("round", "every_step", "block"):
-            raise ValueError(
-                f"select {select!r} is not known; expected round, every_step or block"
-            )
+            raise ValueError(f"select {select!r} is not known; expected round, every_step or block")
         self.rank, self.middle_rank, self.select = rank, middle_rank, select
         shape = (layers, slots, middle_rank, middle_rank)
         bound = 1 / math.sqrt(middle_rank)
@@ -93,7 +91,8 @@ class PartyMiddle(nn.Module):
         self.register_buffer("trained", torch.zeros(shape, dtype=torch.bool))
         self.register_buffer("previous_T", torch.zeros(layers, slots, rank, rank))
         self.register_buffer("previous_index", torch.zeros_like(self.index))
-        self.register_buffer("rounds", torch.zeros((), dtype=torch.int64))
+        self.register_buffer("received", torch.zeros((), dtype=torch.int64))
+        self.register_buffer("closed", torch.zeros((), dtype=torch.int64))
 
     def receive(self, shared: Tensor) -> Tensor:
         """Take a downloaded G: DeltaM back to 0, Omega chosen anew. Returns the T that it gives."""
@@ -102,19 +101,17 @@ class PartyMiddle(nn.Module):
             self.delta.zero_()
             middle = download(self.relation(), self.shared)
             if self.select == "block":
-                T, index = select_middle(
-                    middle, self.scores, self.rank, index=self.index
-                )
+                T, index = select_middle(middle, self.scores, self.rank, index=self.index)
             else:
-                known = self.index if int(self.rounds) else None
+                known = self.index if int(self.received) else None
                 T, index = select_middle(middle, self.scores, self.rank, previous=known)
             self.index.copy_(index)
             self.trained.copy_(self._mask())
-            self.rounds += 1
+            self.received += 1
             return T
 
     def gather(self) -> Tensor:
-        """T `(L_k, S, r, r)` at this step, differentiable in DeltaM, Theta and, straight through, S."""
+        """T `(L_k, S, r, r)` now, differentiable in DeltaM, Theta and, straight through, S."""
         middle = self.middle()
         if self.select != "every_step":
             straight = self.select == "round"
@@ -139,15 +136,19 @@ class PartyMiddle(nn.Module):
     def close_round(self) -> Tensor:
         """Keep T and Omega as the next round's anchor; returns T."""
         with torch.no_grad():
-            T, _ = select_middle(
-                self.middle(), self.scores, self.rank, index=self.index
-            )
+            T, _ = select_middle(self.middle(), self.scores, self.rank, index=self.index)
             self.previous_T.copy_(T)
             self.previous_index.copy_(self.index)
+            self.closed += 1
             return T
 
+    @property
+    def has_previous(self) -> bool:
+        """Whether a round has ended, so that there is a T to anchor to."""
+        return bool(self.closed)
+
     def upload(self, *, rule: str = "ridge", ridge: float = 1e-2) -> dict[str, Tensor]:
-        """What leaves: `shared` = G_k, `relation` = P float32, `omega` = packed bits of the trained entries."""
+        """What leaves: `shared` = G_k, `relation` = P, `omega` = bits of the trained entries."""
         with torch.no_grad():
             relation = self.relation()
             if rule == "ridge":
@@ -162,7 +163,7 @@ class PartyMiddle(nn.Module):
             }
 
     def _mask(self) -> Tensor:
-        flat = torch.zeros(
-            self.trained.shape, dtype=torch.bool, device=self.index.device
-        ).flatten(2)
+        flat = torch.zeros(self.trained.shape, dtype=torch.bool, device=self.index.device).flatten(
+            2
+        )
         return flat.scatter(-1, self.index, True).view_as(self.trained)

@@ -38,7 +38,7 @@ def depth_relation(server_layers: int, layers: int) -> Tensor:
 
 
 def last_relation(server_layers: int, layers: int) -> Tensor:
-    """Layers aligned from the top: the party's last layer reads the last shared one, and so on down.
+    """Layers aligned from the top: the party's last reads the last shared one, and so on down.
 
     >>> last_relation(3, 2)
     tensor([[0., 0.],
@@ -52,10 +52,10 @@ def last_relation(server_layers: int, layers: int) -> Tensor:
 
 
 class Relation(nn.Module):
-    """The party's P: `forward()` returns it, `(L*, L_k)` float32, differentiable where it is trained.
+    """The party's P: `forward()` returns it, `(L*, L_k)` float32, with a gradient if it is trained.
 
     kind "depth": `P = softmax_j(Theta)`, started at `depth_relation`; columns sum to 1 throughout.
-    kind "free": `P = Theta`, Kaiming-uniform in +-1/sqrt(L_k), the published form (H8); may be negative.
+    kind "free": `P = Theta`, Kaiming-uniform in +-1/sqrt(L_k), as published (H8); may be negative.
     kind "last": `last_relation`, fixed.
     """
 
@@ -77,21 +77,15 @@ class Relation(nn.Module):
         self.kind = kind
         self.theta = None
         if kind == "depth":
-            self.theta = nn.Parameter(
-                depth_relation(server_layers, layers).clamp_min(1e-30).log()
-            )
+            self.theta = nn.Parameter(depth_relation(server_layers, layers).clamp_min(1e-30).log())
         elif kind == "free":
             bound = 1 / math.sqrt(layers)
-            start = torch.empty(server_layers, layers).uniform_(
-                -bound, bound, generator=generator
-            )
+            start = torch.empty(server_layers, layers).uniform_(-bound, bound, generator=generator)
             self.theta = nn.Parameter(start)
         elif kind == "last":
             self.register_buffer("fixed", last_relation(server_layers, layers))
         else:
-            raise ValueError(
-                f"relation {kind!r} is not known; expected depth, free or last"
-            )
+            raise ValueError(f"relation {kind!r} is not known; expected depth, free or last")
 
     def forward(self) -> Tensor:
         if self.theta is None:
@@ -100,19 +94,17 @@ class Relation(nn.Module):
 
 
 def download(relation: Tensor, shared: Tensor) -> Tensor:
-    """(H3): `M_k[l, m] = sum_j P[j, l] G[j, m]`; P `(L*, L_k)`, G `(L*, S, R, R)` -> `(L_k, S, R, R)`."""
+    """(H3): `M_k[l, m] = sum_j P[j, l] G[j, m]`; `(L*, L_k), (L*, S, R, R) -> (L_k, S, R, R)`."""
     return (relation.T @ shared.flatten(1)).view(relation.shape[1], *shared.shape[1:])
 
 
-def upload_ridge(
-    shared: Tensor, relation: Tensor, delta: Tensor, *, ridge: float = 1e-2
-) -> Tensor:
+def upload_ridge(shared: Tensor, relation: Tensor, delta: Tensor, *, ridge: float = 1e-2) -> Tensor:
     """`G_k = G + U DeltaM`, `U = P (P^T P + mu I)^-1`, `mu = ridge * tr(P^T P) / L_k`.
 
     The smallest change of G that makes `P^T G_k` (nearly, for mu > 0) the trained middle. An
     untouched middle (`DeltaM = 0`) gives back G bit for bit; `P = I, ridge = 0` is plain FedAvg's
-    upload. shared `(L*, S, R, R)`, delta `(L_k, S, R, R)` -> `(L*, S, R, R)`. U is found in float64:
-    P^T P is poorly conditioned where two layers of a party read the same shared layer.
+    upload. shared `(L*, S, R, R)`, delta `(L_k, S, R, R)` -> `(L*, S, R, R)`. U is found in
+    float64: P^T P is poorly conditioned where two layers of a party read the same shared layer.
     """
     p = relation.double()
     gram = p.T @ p

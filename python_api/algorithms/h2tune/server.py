@@ -20,7 +20,7 @@ N_SLOTS = 7
 
 @dataclass(frozen=True)
 class Upload:
-    """What one party sent: its G_k `(L*, S, R, R)`, P `(L*, L_k)`, mask of Omega `(L_k, S, R, R)` bool."""
+    """What one party sent: G_k `(L*, S, R, R)`, P `(L*, L_k)`, Omega as bool `(L_k, S, R, R)`."""
 
     shared: Tensor
     relation: Tensor
@@ -29,9 +29,7 @@ class Upload:
     weight: float
 
 
-def first_shared(
-    layers: int, middle_rank: int, *, generator: torch.Generator
-) -> Tensor:
+def first_shared(layers: int, middle_rank: int, *, generator: torch.Generator) -> Tensor:
     """G_0: uniform in +-1/sqrt(7 R^2), the bound of (H8), so that I + T starts near I."""
     bound = 1 / math.sqrt(N_SLOTS * middle_rank**2)
     shape = (layers, N_SLOTS, middle_rank, middle_rank)
@@ -51,10 +49,8 @@ def weights(samples: Sequence[int], *, rule: str) -> list[float]:
 
 
 def coverage(relation: Tensor, mask: Tensor) -> Tensor:
-    """`c[j, m, a, b] = sum_l P[j, l] * 1[(a, b) in Omega(l, m)]`, `(L*, S, R, R)`: how much a party trained each entry."""
-    return (relation @ mask.flatten(1).to(relation.dtype)).view(
-        relation.shape[0], *mask.shape[1:]
-    )
+    """Who trained what: `c[j, m, a, b] = sum_l P[j, l] 1[(a, b) in Omega(l, m)]`."""
+    return (relation @ mask.flatten(1).to(relation.dtype)).view(relation.shape[0], *mask.shape[1:])
 
 
 def aggregate(
@@ -62,9 +58,9 @@ def aggregate(
 ) -> Tensor:
     """The next G from G and the uploads, summed in their order.
 
-    rule "counts": `G + sum_k p_k c_k (G_k - G) / max(sum_k p_k c_k, p_min)`, `p_min = floor * min_k p_k`:
-    who did not train an entry has no say in it, and an entry that one party alone trained keeps that
-    party's value.
+    rule "counts": `G + sum_k p_k c_k (G_k - G) / max(sum_k p_k c_k, p_min)`, with
+    `p_min = floor * min_k p_k`: who did not train an entry has no say in it, and an entry that one
+    party alone trained keeps that party's value.
     rule "mean" (H5): `sum_k p_k G_k / sum_k p_k` over the parties that have the slot.
     A slot that no party has stays as it is.
     """
@@ -100,9 +96,10 @@ def permuted(
 ) -> Tensor:
     """Another party's tensor made meaningless, its values kept: the control `share = "shuffled"`.
 
-    Of `shared (L*, 7, R, R)`, whose owner has `slots`, the slots `want` of the receiver are filled from
-    a random order of the owner's slots (again from the start where the receiver has more), and the
-    entries of every matrix are permuted. Layers keep their place. Returns `(L*, len(want), R, R)`.
+    Of `shared (L*, 7, R, R)`, whose owner has `slots`, the slots `want` of the receiver are filled
+    from a random order of the owner's slots (again from the start where the receiver has more), and
+    the entries of every matrix are permuted. Layers keep their place. Returns
+    `(L*, len(want), R, R)`.
     """
     order = torch.randperm(len(slots), generator=generator).tolist()
     source = [slots[order[i % len(order)]] for i in range(len(want))]

@@ -16,9 +16,7 @@ def test_norms_are_their_formulas() -> None:
     adapters = [(l, m) for l in range(2) for m in range(3)]
     small = sum((T[a] ** 2).sum() for a in adapters) / 6
     torch.testing.assert_close(norm_small(T), small)
-    flat = (
-        [S[a].norm() for a in adapters] + [T[a].norm() for a in adapters] + [P.norm()]
-    )
+    flat = [S[a].norm() for a in adapters] + [T[a].norm() for a in adapters] + [P.norm()]
     torch.testing.assert_close(norm_literal(S, T, P), torch.stack(flat).mean())
 
 

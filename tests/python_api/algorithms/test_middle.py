@@ -23,9 +23,7 @@ def build(
 ) -> tuple[PartyMiddle, torch.Tensor]:
     generator = torch.Generator().manual_seed(0)
     shared = torch.randn(server, slots, middle, middle, generator=generator)
-    return PartyMiddle(
-        shared, layers=layers, rank=rank, generator=generator, **kwargs
-    ), shared
+    return PartyMiddle(shared, layers=layers, rank=rank, generator=generator, **kwargs), shared
 
 
 def entries(matrix: torch.Tensor, index: torch.Tensor) -> torch.Tensor:
@@ -64,9 +62,7 @@ def test_equal_scores_move_no_entry_at_a_second_selection() -> None:
 def test_an_entry_that_stays_keeps_its_slot() -> None:
     middle, shared = build(layers=1, server=1, slots=1, rank=2, middle=3)
     with torch.no_grad():
-        middle.scores.copy_(
-            torch.tensor([9.0, 8, 7, 6, 1, 1, 1, 1, 1]).view(1, 1, 3, 3)
-        )
+        middle.scores.copy_(torch.tensor([9.0, 8, 7, 6, 1, 1, 1, 1, 1]).view(1, 1, 3, 3))
     middle.receive(shared)
     assert middle.index.flatten().tolist() == [0, 1, 2, 3]
     with torch.no_grad():
@@ -83,11 +79,7 @@ def test_gradients_reach_delta_relation_and_scores_on_omega_only() -> None:
     weight = torch.randn_like(T)
     (T * weight).sum().backward()
     assert middle.relation.theta.grad.abs().max() > 0
-    expected = (
-        torch.zeros(2, 2, 16)
-        .scatter(-1, middle.index, weight.flatten(2))
-        .view(2, 2, 4, 4)
-    )
+    expected = torch.zeros(2, 2, 16).scatter(-1, middle.index, weight.flatten(2)).view(2, 2, 4, 4)
     torch.testing.assert_close(middle.delta.grad, expected)
     torch.testing.assert_close(middle.scores.grad, expected * middle.middle().detach())
 
@@ -137,9 +129,7 @@ def test_upload_holds_what_leaves_and_nothing_else() -> None:
     with torch.no_grad():
         middle.delta[0, 0, 0, 0] = 1.0
     expected = torch.einsum("jl,lmab->jmab", middle.relation(), middle.middle())
-    torch.testing.assert_close(
-        middle.upload(rule="transpose")["shared"], expected.detach()
-    )
+    torch.testing.assert_close(middle.upload(rule="transpose")["shared"], expected.detach())
 
 
 @pytest.mark.parametrize("shape", [(1, 1, 1, 1), (2, 3, 3, 3), (2, 1, 4, 4)])

@@ -14,9 +14,7 @@ from python_api.algorithms.h2tune.relation import (
 
 
 def rand(*shape: int, seed: int = 0) -> torch.Tensor:
-    return torch.randn(
-        *shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64
-    )
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
 
 
 def test_depth_relation_follows_its_formula() -> None:
@@ -25,9 +23,7 @@ def test_depth_relation_follows_its_formula() -> None:
     for j in range(5):
         for l in range(3):
             gap = (j + 0.5) / 5 - (l + 0.5) / 3
-            expected[j, l] = torch.exp(
-                torch.tensor(-(gap**2) / (2 * 0.1**2), dtype=torch.float64)
-            )
+            expected[j, l] = torch.exp(torch.tensor(-(gap**2) / (2 * 0.1**2), dtype=torch.float64))
     expected /= expected.sum(0)
     torch.testing.assert_close(relation, expected, rtol=1e-6, atol=1e-7)
 
@@ -35,9 +31,7 @@ def test_depth_relation_follows_its_formula() -> None:
 @pytest.mark.parametrize(("server", "layers"), [(1, 1), (3, 1), (4, 4), (7, 3)])
 def test_columns_of_the_trained_relation_sum_to_one(server: int, layers: int) -> None:
     relation = Relation("depth", server, layers)
-    torch.testing.assert_close(
-        relation(), depth_relation(server, layers), rtol=1e-5, atol=1e-6
-    )
+    torch.testing.assert_close(relation(), depth_relation(server, layers), rtol=1e-5, atol=1e-6)
     with torch.no_grad():
         relation.theta += torch.randn_like(relation.theta)
     torch.testing.assert_close(relation().sum(0), torch.ones(layers))
@@ -76,9 +70,7 @@ def test_download_and_transpose_upload_are_the_einsums() -> None:
 
 def test_untouched_middle_uploads_the_same_bits() -> None:
     shared = rand(4, 2, 5, 5)
-    sent = upload_ridge(
-        shared, rand(4, 3, seed=1).abs(), torch.zeros(3, 2, 5, 5).double()
-    )
+    sent = upload_ridge(shared, rand(4, 3, seed=1).abs(), torch.zeros(3, 2, 5, 5).double())
     assert torch.equal(sent, shared)
 
 
@@ -89,9 +81,7 @@ def test_ridge_upload_is_the_smallest_change_that_carries_the_middle() -> None:
         rand(3, 2, 4, 4, seed=1),
     )
     sent = upload_ridge(shared, relation, delta, ridge=0.0)
-    torch.testing.assert_close(
-        download(relation, sent), download(relation, shared) + delta
-    )
+    torch.testing.assert_close(download(relation, sent), download(relation, shared) + delta)
     # any other G with the same download differs from it by something that P does not see
     change = (sent - shared).flatten(1)
     projector = relation @ torch.linalg.pinv(relation)

@@ -38,9 +38,7 @@ def test_identity_relation_and_mean_is_fedavg_of_the_middle() -> None:
     assert torch.equal(download(eye, shared), shared)
     middles = [shared + torch.randn(3, 7, 4, 4, generator=gen(k)) for k in (1, 2)]
     sent = [Upload(upload_transpose(eye, m), eye, full, ALL, 0.5) for m in middles]
-    assert torch.equal(
-        aggregate(shared, sent, rule="mean"), 0.5 * middles[0] + 0.5 * middles[1]
-    )
+    assert torch.equal(aggregate(shared, sent, rule="mean"), 0.5 * middles[0] + 0.5 * middles[1])
     ridge = [
         Upload(upload_ridge(shared, eye, m - shared, ridge=0.0), eye, full, ALL, 0.5)
         for m in middles
@@ -125,9 +123,7 @@ def test_permuted_keeps_values_and_layers_and_breaks_the_rest() -> None:
     owned = shared[:, [0, 1, 2]].flatten(2).sort(-1).values
     for layer in range(2):
         rows = [got[layer, m].flatten().sort().values for m in range(4)]
-        found = [
-            [i for i in range(3) if torch.equal(row, owned[layer, i])] for row in rows
-        ]
+        found = [[i for i in range(3) if torch.equal(row, owned[layer, i])] for row in rows]
         assert all(len(f) == 1 for f in found)
         assert {f[0] for f in found} == {0, 1, 2}
     assert not torch.equal(got[:, 0], shared[:, 1])
