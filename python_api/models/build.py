@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import hashlib
 import json
 import weakref
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,7 +19,7 @@ from python_api.models.tokenizer import byte_tokenizer
 if TYPE_CHECKING:
     from python_api.config import ModelConfig
 
-__all__ = ["Base", "Progress", "build_config", "load_base", "model_config"]
+__all__ = ["Base", "Progress", "build_config", "load_base", "model_config", "quiet"]
 
 Progress = Callable[[int, int, float], None]  # step, steps, loss
 DROPOUTS = (
@@ -69,8 +70,23 @@ class Base:
 
     def save(self, folder: str | Path) -> None:
         """Write the model and its tokenizer as a transformers checkpoint (safetensors)."""
-        self.model.save_pretrained(folder)
+        with quiet():
+            self.model.save_pretrained(folder)
         self.tokenizer.save_pretrained(folder)
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """No progress bars of transformers while reading or writing a checkpoint."""
+    from transformers.utils import logging
+
+    was = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if was:
+            logging.enable_progress_bar()
 
 
 # One entry per base in use: a second party that names it gets the same tensors.

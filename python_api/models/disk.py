@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 
 from python_api.errors import InputError
-from python_api.models.build import DROPOUTS, Base, _is_encoder
+from python_api.models.build import DROPOUTS, Base, _is_encoder, quiet
 
 __all__ = ["load_disk", "read_config"]
 
@@ -55,7 +55,8 @@ def load_disk(path: str, *, device, dtype: torch.dtype, prompt: str = "auto") ->
             setattr(config, name, 0.0)
     try:
         kind = AutoModel if encoder else AutoModelForCausalLM
-        model = kind.from_pretrained(path, config=config, use_safetensors=True, dtype=dtype)
+        with quiet():
+            model = kind.from_pretrained(path, config=config, use_safetensors=True, dtype=dtype)
         tokenizer = AutoTokenizer.from_pretrained(path)
     except Exception as error:
         raise _told(path, error) from error

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from fedkernels import fold_middle
 from python_api.errors import InputError
+from python_api.models.build import quiet
 
 if TYPE_CHECKING:
     from python_api.models.adapted import AdaptedModel
@@ -115,7 +116,8 @@ def _merged(model: AdaptedModel, folder: Path) -> None:
         if isinstance(getattr(owner, leaf, None), torch.nn.Parameter):
             setattr(owner, leaf, torch.nn.Parameter(tensor, requires_grad=False))
     plain.tie_weights()
-    plain.save_pretrained(folder)
+    with quiet():
+        plain.save_pretrained(folder)
     model.base.tokenizer.save_pretrained(folder)
 
 

@@ -20,7 +20,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from python_api.errors import InputError
-from python_api.models.build import PRETRAIN_LIMIT, Progress, config_key
+from python_api.models.build import PRETRAIN_LIMIT, Progress, config_key, quiet
 from python_api.models.tokenizer import byte_tokenizer
 
 if TYPE_CHECKING:
@@ -144,12 +144,14 @@ def pretrained(
             model = _train(plan, config, encoder=encoder, device=device, progress=progress)
             made = Path(tempfile.mkdtemp(dir=folder.parent, prefix=".making-"))
             try:
-                model.save_pretrained(made)
+                with quiet():
+                    model.save_pretrained(made)
                 shutil.rmtree(folder, ignore_errors=True)
                 made.rename(folder)
             finally:
                 shutil.rmtree(made, ignore_errors=True)
-    return _classes(encoder).from_pretrained(folder, use_safetensors=True, dtype=torch.float32)
+    with quiet():
+        return _classes(encoder).from_pretrained(folder, use_safetensors=True, dtype=torch.float32)
 
 
 def _classes(encoder: bool):
