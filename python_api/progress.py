@@ -12,7 +12,13 @@ from typing import TYPE_CHECKING, Any, TextIO
 if TYPE_CHECKING:
     import rich.progress
 
-__all__ = ["LogProgress", "NotebookProgress", "Progress", "TerminalProgress", "make_progress"]
+__all__ = [
+    "LogProgress",
+    "NotebookProgress",
+    "Progress",
+    "TerminalProgress",
+    "make_progress",
+]
 
 # Seconds between two lines of a log: a run of hours must not fill a disk, a stuck one must show.
 LOG_EVERY = 10.0
@@ -41,7 +47,14 @@ class Progress:
         self.title, self.rounds, self.parties = title, rounds, max(parties, 1)
 
     def step(
-        self, *, party: str, round: int, step: int, steps: int, loss: float | None, task: str
+        self,
+        *,
+        party: str,
+        round: int,
+        step: int,
+        steps: int,
+        loss: float | None,
+        task: str,
     ) -> None:
         if round > 0 and self._began is None:
             self._began = time.perf_counter()
@@ -84,7 +97,14 @@ class Progress:
         return (time.perf_counter() - self._began) * (1 - share) / share
 
     def line(
-        self, *, party: str, round: int, step: int, steps: int, loss: float | None, task: str
+        self,
+        *,
+        party: str,
+        round: int,
+        step: int,
+        steps: int,
+        loss: float | None,
+        task: str,
     ) -> str:
         """`round 2/5  shop  train 30/120  loss 0.532  2:10 left`"""
         parts = [f"round {round}/{self.rounds}"] if round else []
@@ -216,12 +236,15 @@ class NotebookProgress(Progress):
     silent = False
 
     def __init__(
-        self, display: Callable[..., Any] | None = None, *, every: float = NOTEBOOK_EVERY
+        self,
+        display: Callable[..., Any] | None = None,
+        *,
+        every: float = NOTEBOOK_EVERY,
     ) -> None:
         super().__init__()
         if display is None:
-            from IPython.display import display  # type: ignore[import-not-found,no-redef]
-        self._display = display
+            from IPython.display import display  # type: ignore[no-redef]
+        self._display: Callable[..., Any] = display
         self._handle: Any = None
         self._lines: list[str] = []
         self._every = every
@@ -229,7 +252,7 @@ class NotebookProgress(Progress):
 
     def start(self, title: str, *, rounds: int, parties: int) -> None:
         super().start(title, rounds=rounds, parties=parties)
-        self._show(title)
+        self._show("")
 
     def step(self, **at: Any) -> None:
         super().step(**at)

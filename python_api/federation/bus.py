@@ -11,9 +11,11 @@ import logging
 import time
 from abc import ABC, abstractmethod
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -53,7 +55,7 @@ class Party:
         """All that must survive a restart: nested dicts and lists of tensors, texts and numbers."""
         return {}
 
-    def load_state(self, state: Mapping[str, object]) -> None:
+    def load_state(self, state: dict[str, Any]) -> None:
         """Takes back what `state` gave."""
 
     def save(self, folder: Path) -> None:
@@ -66,7 +68,7 @@ class Party:
 
 @dataclass(frozen=True)
 class Replies:
-    """What a call brought back. `ok` and `failed` are in party order; bytes count both directions."""
+    """What a call brought back: `ok` and `failed` in party order, bytes of both directions."""
 
     ok: dict[str, Payload]
     failed: dict[str, str] = field(default_factory=dict)
@@ -199,7 +201,10 @@ class Federation(ABC):
         return Replies(ok, failed, moved, time.perf_counter() - start)
 
     def _plan(
-        self, op: str, payloads: Payload | Mapping[str, Payload] | None, to: Sequence[str] | None
+        self,
+        op: str,
+        payloads: Payload | Mapping[str, Payload] | None,
+        to: Sequence[str] | None,
     ) -> dict[str, Payload]:
         """Who gets which payload, in party order, all of it checked before anything is sent."""
         self.manifest.rule(op)
@@ -226,7 +231,12 @@ class Federation(ABC):
             reply, meta = decode_message(frame)
         except WireError as error:
             self.traffic.add(
-                round=self.round, party=party, op=op, direction="up", bytes=0, wire_bytes=len(frame)
+                round=self.round,
+                party=party,
+                op=op,
+                direction="up",
+                bytes=0,
+                wire_bytes=len(frame),
             )
             return _reason(error), {}, 0
         size = self._record(party, op, "up", reply, frame)
@@ -234,7 +244,11 @@ class Federation(ABC):
             return str(reply.get("reason", "no reason given")), {}, size
         if (meta.get("op"), meta.get("round")) != (op, self.round):
             got = f"{meta.get('op')!r} of round {meta.get('round')}"
-            return f"expected a reply to {op!r} of round {self.round}, got {got}", {}, size
+            return (
+                f"expected a reply to {op!r} of round {self.round}, got {got}",
+                {},
+                size,
+            )
         try:
             self.manifest.check(op, "up", reply, party=party, sizes=self.sizes[party])
         except ManifestError as error:
@@ -242,7 +256,12 @@ class Federation(ABC):
         return None, reply, size
 
     def _record(
-        self, party: str, op: str, direction: str, payload: Mapping[str, Value], frame: bytes
+        self,
+        party: str,
+        op: str,
+        direction: str,
+        payload: Mapping[str, Value],
+        frame: bytes,
     ) -> int:
         size = payload_bytes(payload)
         self.traffic.add(
@@ -280,9 +299,8 @@ def serve(
         method = getattr(party, op, None)
         if not callable(method):
             raise ManifestError(f"op {op!r}: party {party.name!r} has no such method")
-        with torch.random.fork_rng(devices=[]):
-            purpose = f"op:{op}:{call}"
-            torch.manual_seed(seed_for(run_seed, int(meta["round"]), party.name, purpose))
+        seed = seed_for(run_seed, int(meta["round"]), party.name, f"op:{op}:{call}")
+        with _random_stream(seed):
             reply = method(payload)
         manifest.check(op, "up", reply, party=party.name, sizes=sizes)
         return encode(reply, {"op": op, "round": meta["round"]})
@@ -291,6 +309,20 @@ def serve(
             logger.exception("op %r of party %r failed", op, party.name)
         refusal = {"op": op, "round": meta.get("round", 0), "failed": 1}
         return encode({"reason": _reason(error)}, refusal)
+
+
+@contextmanager
+def _random_stream(seed: int) -> Iterator[None]:
+    """torch's global streams start from `seed`; the CPU's is put back afterwards."""
+    before = torch.get_rng_state()
+    # Not `torch.manual_seed`: without CUDA it queues a stack trace at every call.
+    torch.default_generator.manual_seed(seed)
+    if torch.cuda.is_initialized():
+        torch.cuda.manual_seed_all(seed)
+    try:
+        yield
+    finally:
+        torch.set_rng_state(before)
 
 
 def _reason(error: Exception) -> str:

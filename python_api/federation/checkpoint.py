@@ -14,18 +14,18 @@ from pathlib import Path
 
 from torch import Tensor
 
-from python_api.federation.wire import WireError, pack_tensors, unpack_tensors
+from python_api.federation.wire import pack_tensors, unpack_tensors
 
 __all__ = ["Round", "latest_round", "load_round", "save_round"]
 
 State = Mapping[str, object]
-MANIFEST = "manifest.sha256.json"  # no owner can have this name: a dot is not allowed in one
+MANIFEST = "manifest.sha256.json"  # no owner's file: an owner's name holds no dot
 KEEP = 2
 
 
 @dataclass(frozen=True)
 class Round:
-    """A round folder that was proved whole. `extra` is what `save_round` was given beside states."""
+MANIFEST = "manifest.sha256.json"  # no owner's file: an owner's name holds no dot
 
     round: int
     path: Path
@@ -45,7 +45,7 @@ def save_round(
 
     states: by owner (a party's name, or `"server"`), each a nested dict or list of tensors, texts,
         bytes, numbers, booleans and None; a dict's keys are texts or integers. Tensors go to
-        `<owner>.safetensors`, the rest to `<owner>.json`; `manifest.sha256.json` holds their hashes.
+        `<owner>.safetensors`, the rest to `<owner>.json`, the hashes to `manifest.sha256.json`.
     extra: JSON values that describe this run only (file offsets, times); no part of the hash.
 
     A kill at any byte leaves the earlier rounds as they were. Errors: `TypeError` names the value
@@ -70,8 +70,16 @@ def save_round(
             (f"{owner}.safetensors", pack_tensors(tensors)),
         ):
             _write(staging / name, data)
-            files[name] = {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
-    manifest = {"round": round, "files": files, "hash": _hash(files), "extra": dict(extra or {})}
+            files[name] = {
+                "bytes": len(data),
+                "sha256": hashlib.sha256(data).hexdigest(),
+            }
+    manifest = {
+        "round": round,
+        "files": files,
+        "hash": _hash(files),
+        "extra": dict(extra or {}),
+    }
     _write(staging / MANIFEST, json.dumps(manifest, indent=1).encode())
     _sync(staging)
     final = folder / f"round-{round:06d}"
@@ -142,7 +150,7 @@ def _numbers(folder: Path) -> list[int]:
 
 
 def _flatten(value: object, where: str, tensors: dict[str, Tensor]) -> object:
-    """JSON of a state; whatever JSON has no form for stands in a one-key dict that starts with $."""
+    """JSON of a state; what JSON has no form for stands in a dict of one key that starts with $."""
     if value is None or isinstance(value, bool | int | float | str):
         return value
     if isinstance(value, Tensor):

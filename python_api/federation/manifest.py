@@ -25,7 +25,7 @@ TEXT_CAP = 1 << 20
 
 
 class ManifestError(RunFailed):
-    """A payload that the manifest does not allow: op, entry, party, expected and got in one line."""
+    """A payload that is not declared: op, entry, party, expected and got in one line."""
 
 
 @dataclass(frozen=True)
@@ -76,7 +76,7 @@ class Rule:
                 return f"expected a finite number, got {value}"
             return None
         cap = TEXT_CAP if self.max_bytes is None else self.max_bytes
-        size = _size(value)
+        size = _size(value)  # type: ignore[arg-type]
         return f"expected at most {cap} bytes, got {size}" if size > cap else None
 
     def describe(self, sizes: Sizes | None = None) -> str:
@@ -150,8 +150,8 @@ class Manifest:
     >>> manifest.check("upload", "up", {"G": torch.zeros(2)}, party="shop", sizes={})
     >>> manifest.check("upload", "up", {"x": torch.zeros(2)}, party="shop", sizes={})
     Traceback (most recent call last):
-    ...
-    python_api.federation.manifest.ManifestError: op 'upload' up, entry 'x', party 'shop': expected no such entry (declared: G), got float32 of shape (2,)
+    python_api.federation.manifest.ManifestError: op 'upload' up, entry 'x', party 'shop': \
+expected no such entry (declared: G), got float32 of shape (2,)
     """
 
     def __init__(self, ops: Mapping[str, OpRule]) -> None:
@@ -239,11 +239,11 @@ def _extent_text(extent: Extent, sizes: Sizes | None) -> str:
     return str(extent) if isinstance(extent, int | str) else "by party"
 
 
-def _size(value: object) -> int:
+def _size(value: bytes | str | list[str]) -> int:
     if isinstance(value, bytes):
         return len(value)
     texts = [value] if isinstance(value, str) else value
-    return sum(len(text.encode(errors="surrogatepass")) for text in texts)  # type: ignore[union-attr]
+    return sum(len(text.encode(errors="surrogatepass")) for text in texts)
 
 
 def _name(dtype: torch.dtype) -> str:

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 __all__ = ["TrafficLog"]
 
 
 class TrafficLog:
-    """Rows `{"round", "party", "op", "direction", "bytes", "wire_bytes"}`, kept and written at once.
+    """Rows `{"round", "party", "op", "direction", "bytes", "wire_bytes"}`, written at once.
 
     `party` is the end that is not the server; `bytes` counts tensors and texts, `wire_bytes` the
     frame. A broadcast is one row per receiver. Without a path the rows live in memory only.
@@ -22,11 +22,20 @@ class TrafficLog:
     """
 
     def __init__(self, path: Path | str | None = None) -> None:
-        self.rows: list[dict[str, object]] = []
-        self._file: IO[str] | None = open(path, "a", encoding="utf-8") if path else None
+        self.rows: list[dict[str, Any]] = []
+        self._file: IO[str] | None = (
+            Path(path).open("a", encoding="utf-8") if path else None  # noqa: SIM115 - kept open
+        )
 
     def add(
-        self, *, round: int, party: str, op: str, direction: str, bytes: int, wire_bytes: int
+        self,
+        *,
+        round: int,
+        party: str,
+        op: str,
+        direction: str,
+        bytes: int,
+        wire_bytes: int,
     ) -> None:
         if direction not in ("up", "down"):
             raise ValueError(f'direction must be "up" or "down", got {direction!r}')

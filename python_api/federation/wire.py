@@ -107,7 +107,11 @@ def encode(payload: Mapping[str, Value], meta: Mapping[str, str | int] | None = 
     digest = hashlib.sha256(header)
     digest.update(body)
     return b"".join(
-        (PREFIX.pack(MAGIC, FORMAT, len(header), len(body), digest.digest()), header, body)
+        (
+            PREFIX.pack(MAGIC, FORMAT, len(header), len(body), digest.digest()),
+            header,
+            body,
+        )
     )
 
 

@@ -14,7 +14,15 @@ if TYPE_CHECKING:
 
 __all__ = ["environment"]
 
-PACKAGES = ("torch", "transformers", "peft", "numpy", "safetensors", "msgpack", "fedkernels")
+PACKAGES = (
+    "torch",
+    "transformers",
+    "peft",
+    "numpy",
+    "safetensors",
+    "msgpack",
+    "fedkernels",
+)
 
 
 def environment(manifest: Manifest, parties: Sequence[Party], *, seed: int) -> dict[str, object]:

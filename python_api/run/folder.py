@@ -72,8 +72,8 @@ class RunFolder:
 
         self.path = path
         self.traffic: TrafficLog = TrafficLog(path / "traffic.jsonl")
-        self._metrics = open(path / "metrics.jsonl", "a", encoding="utf-8")
-        self._log = open(path / "log.txt", "a", encoding="utf-8")
+        self._metrics = open(path / "metrics.jsonl", "a", encoding="utf-8")  # noqa: SIM115
+        self._log = open(path / "log.txt", "a", encoding="utf-8")  # noqa: SIM115
         self._began = time.perf_counter()
         self._status: dict[str, Any] = {
             "status": "running",
@@ -134,7 +134,10 @@ class RunFolder:
         """Checkpoint first: it is what a resume believes, and the models follow from it."""
         from python_api.federation.checkpoint import save_round
 
-        states = {"server": server_state, **{party.name: party.state() for party in parties}}
+        states = {
+            "server": server_state,
+            **{party.name: party.state() for party in parties},
+        }
         # Where the line files stood: a resume cuts them back to this round. Times differ from run
         # to run, so the offsets stand outside the hash.
         extra = {

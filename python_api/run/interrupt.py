@@ -1,4 +1,4 @@
-"""Ctrl-C: the first one asks the run to stop after the step in hand, the second stops it at once."""
+"""Ctrl-C: the first asks the run to stop after the step in hand, the second stops it at once."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import signal
 import threading
 from collections.abc import Callable
 from types import FrameType
+from typing import Self
 
 __all__ = ["Interrupted", "StopOnInterrupt"]
 
@@ -30,7 +31,7 @@ class StopOnInterrupt:
         self._previous: object = None
         self._installed = False
 
-    def __enter__(self) -> StopOnInterrupt:
+    def __enter__(self) -> Self:
         if threading.current_thread() is threading.main_thread():
             self._previous = signal.signal(signal.SIGINT, self._handle)
             self._installed = True

@@ -24,7 +24,11 @@ class Recorder:
     """
 
     def __init__(
-        self, progress: Progress, *, stop: Callable[[], bool] = lambda: False, rounds: int = 0
+        self,
+        progress: Progress,
+        *,
+        stop: Callable[[], bool] = lambda: False,
+        rounds: int = 0,
     ) -> None:
         self._progress = progress
         self._stop = stop
@@ -62,10 +66,10 @@ class Recorder:
         value: float,
         seconds: float | None = None,
     ) -> None:
-        """One row of `metrics.jsonl`. A party's last row in file order is the one that reports read.
+        """One row of `metrics.jsonl`. Reports read a party's last row in file order.
 
         phase: `"global"` after a download, `"local"` after training. split: `"test"`, ...
-        seconds: since the run began, unless it is given. A value that is not finite is stored as null.
+        seconds: since the run began, unless it is given. A value that is not finite becomes null.
         """
         seconds = time.perf_counter() - self._since if seconds is None else seconds
         row = {
@@ -88,12 +92,14 @@ class Recorder:
         step: int = 0,
         steps: int = 0,
         loss: float | None = None,
-        task: str = "train",
+        task: str | None = None,
     ) -> None:
-        """To be called after every step: shows where the run is, and stops it if that was requested.
+        """To be called after every step: shows where the run is, stops it if that was requested.
 
-        step counts from 1 to steps. task: what is being done ("train", "pretrain", "evaluate").
+        step counts from 1 to steps. task: what is being done; by default "train", before round 1
+        "pretrain".
         """
+        task = task or ("train" if round else "pretrain")
         self._progress.step(party=party, round=round, step=step, steps=steps, loss=loss, task=task)
         self.check_stop()
 

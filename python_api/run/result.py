@@ -78,7 +78,7 @@ class Run:
         return TrainedParty(self.path, name)
 
     def headline(self) -> dict[str, float]:
-        """Per party the test accuracy of the model that it keeps: the last such row in file order."""
+        """Per party the test accuracy of the model that it keeps: its last such row."""
         return {
             row["party"]: row["value"]
             for row in self.metrics

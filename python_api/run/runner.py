@@ -51,7 +51,11 @@ def run(
     path = default_path(config.algorithm) if out is None else Path(out)
     check_free(path, overwrite=overwrite)
     return run_algorithm(
-        make(config), config, path, overwrite=overwrite, progress=make_progress(progress)
+        make(config),
+        config,
+        path,
+        overwrite=overwrite,
+        progress=make_progress(progress),
     )
 
 
@@ -99,8 +103,9 @@ def _run(
     from python_api.run.environment import environment
 
     if dump is None:
-        from python_api.config import dump_config as dump
+        from python_api.config import dump_config
 
+        dump = dump_config
     # Data and models first: whatever is wrong with them shows before there is a folder.
     try:
         parties = algorithm.parties(recorder)
