@@ -25,7 +25,7 @@ KEEP = 2
 
 @dataclass(frozen=True)
 class Round:
-MANIFEST = "manifest.sha256.json"  # no owner's file: an owner's name holds no dot
+    """A round folder that was proved whole. `extra` is what `save_round` was given."""
 
     round: int
     path: Path
