@@ -74,7 +74,7 @@ def build_inputs() -> tuple[list[Extension], type[SetuptoolsBuildExt], str | Non
 EXTENSIONS, BASE, WHY_NOT = build_inputs()
 
 
-class build_ext(BASE):  # noqa: N801 (setuptools names its commands so)
+class build_ext(BASE):
     """Builds everything or nothing, and writes the outcome where `fedkernels.info` reads it.
 
     `optional=True` of setuptools is not enough: without a compiler torch's own check raises before

@@ -1,5 +1,4 @@
-"""Named cases of every family, as data: the tests, `fedkernels check-kernels` and a user's own check
-run the same ones.
+"""Named cases of every family, as data, for the tests, `fedkernels check-kernels` and users.
 
 A case holds sizes and options; `triple_lora_inputs` and `select_middle_inputs` turn one into the
 arguments of the public function. Equal case, dtype and seed give equal values.
@@ -109,9 +108,9 @@ def triple_lora_inputs(
 
     Weights have the deviation 1/sqrt(fan-in), so that y is of order 1. All tensors have `dtype`.
 
-    >>> case = TRIPLE_LORA_CASES[0]
-    >>> {name: tuple(triple_lora_inputs(case)[name].shape) for name in ("x", "weight", "A", "T", "B")}
-    {'x': (8, 16), 'weight': (24, 16), 'A': (4, 16), 'T': (4, 4), 'B': (24, 4)}
+    >>> inputs = triple_lora_inputs(TRIPLE_LORA_CASES[0])
+    >>> [tuple(inputs[name].shape) for name in ("x", "weight", "A", "T", "B")]
+    [(8, 16), (24, 16), (4, 16), (4, 4), (24, 4)]
     """
     seed = 10 * seed
     rank, d_in, d_out = case.rank, case.in_features, case.out_features
