@@ -289,7 +289,7 @@ def heat_map(matrix: NDArray[np.float64], *, title: str, x_label: str, y_label: 
                 )
             )
             if cell >= 24:
-                css = "cell over" if shade > 0.55 else "cell"
+                css = "cell over" if shade > 0.78 else "cell mid" if shade > 0.5 else "cell"
                 body.append(
                     _text(
                         x + cell / 2,

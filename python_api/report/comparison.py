@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from python_api.report import charts
 from python_api.report.charts import Line
-from python_api.report.numbers import BEFORE, headline, series, traffic_totals
+from python_api.report.numbers import BEFORE, Headline, headline, series, traffic_totals
 from python_api.report.parts import Panels, Section, Table
 from python_api.report.reading import RunData
 from python_api.report.words import (
@@ -29,23 +29,28 @@ def comparison_sections(runs: Sequence[RunData]) -> tuple[Section, ...]:
 
 
 def _headlines(runs: Sequence[RunData], parties: Sequence[str]) -> Section:
+    found = {party: [headline(run, party) for run in runs] for party in parties}
+    found = {
+        party: heads
+        for party, heads in found.items()
+        if any(head.before is not None or head.last is not None for head in heads)
+    }
+    # Runs of one seed start from one model, so most often one column of "before" says it all.
+    one_start = all(len({head.before for head in heads}) == 1 for heads in found.values())
     rows = []
-    for party in parties:
-        heads = [headline(run, party) for run in runs]
-        if all(head.before is None and head.last is None for head in heads):
-            continue
+    for party, heads in found.items():
         row = [party]
+        if one_start:
+            row.append(percent(heads[0].before))
         for head in heads:
-            row += [percent(head.before), percent(head.last)]
-        first = heads[0].last
-        row += [
-            points(head.last - first if first is not None and head.last is not None else None)
-            for head in heads[1:]
-        ]
+            row += ([] if one_start else [percent(head.before)]) + [percent(head.last)]
+        row += [points(_difference(head, heads[0])) for head in heads[1:]]
         rows.append(tuple(row))
     columns = ["party"]
+    if one_start:
+        columns.append("before")
     for run in runs:
-        columns += [f"{run.name}, before", f"{run.name}, last"]
+        columns += ([] if one_start else [f"{run.name}, before"]) + [f"{run.name}, last"]
     columns += [f"{run.name} minus {runs[0].name}" for run in runs[1:]]
     table = Table(
         caption="Accuracy on each party's own test split: before training and in the last row that "
@@ -59,6 +64,10 @@ def _headlines(runs: Sequence[RunData], parties: Sequence[str]) -> Section:
         texts=() if rows else ("None of these runs has measured an accuracy yet.",),
         tables=(table,),
     )
+
+
+def _difference(head: Headline, first: Headline) -> float | None:
+    return None if head.last is None or first.last is None else head.last - first.last
 
 
 def _courses(runs: Sequence[RunData], parties: Sequence[str]) -> Section | None:

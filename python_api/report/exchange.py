@@ -32,7 +32,7 @@ def traffic_section(run: RunData) -> Section | None:
             f"round {at} down {bytes_text(entry['down'])}, up {bytes_text(entry['up'])}"
             for at, entry in list(rounds.items())[:10]
         ),
-        y_text=bytes_text,
+        y_text=lambda size: bytes_text(size).replace(".0 ", " "),
     )
     by_op = Table(
         caption="Traffic by operation. Payload: tensors and texts. Wire: the same with its "

@@ -100,6 +100,8 @@ def selection_section(run: RunData) -> Section | None:
         for n in range(most + 1)
     )
     size = found[0].users.shape[0]
+    block = run.table.get("select", "round") == "block"
+    chosen = "the leading block" if block else "those with the highest scores"
     table = Table(
         caption=f"Share of the {size} x {size} entries of each slot's shared middle, by how many "
         "parties use them in at least one layer",
@@ -125,8 +127,8 @@ def selection_section(run: RunData) -> Section | None:
         "Selected entries",
         texts=(
             f"Of the {size} x {size} shared middle, each party works with as many entries per "
-            "layer as its own rank squared, those with the highest scores. One grid per module "
-            "slot; only entries that two parties use can carry anything between them.",
+            f"layer as its own rank squared, {chosen}. One grid per module slot; only entries "
+            "that two parties use can carry anything between them.",
         ),
         figures=(Panels(charts=panels, legend=legend, small=True),),
         tables=(table,),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -17,9 +17,9 @@ from python_api.report.sections import run_sections
 from python_api.report.words import (
     algorithm_title,
     comparison_words,
+    seconds_text,
     status_of,
     verdict,
-    what_ran,
 )
 
 if TYPE_CHECKING:
@@ -131,10 +131,18 @@ def _title(runs: Sequence[RunData]) -> str:
 
 
 def _subtitle(runs: Sequence[RunData]) -> str:
-    if len(runs) == 1:
-        started = runs[0].status.get("started")
-        return what_ran(runs[0]) + (f" Started {started}." if isinstance(started, str) else "")
-    return f"{len(runs)} runs."
+    if len(runs) > 1:
+        return f"{len(runs)} runs"
+    parts = []
+    started, seconds = runs[0].status.get("started"), runs[0].status.get("seconds")
+    if isinstance(started, str):
+        parts.append(f"started {started.replace('T', ' ').replace('Z', ' UTC')}")
+    if isinstance(seconds, int | float) and not isinstance(seconds, bool):
+        parts.append(f"took {seconds_text(float(seconds))}")
+    packages = runs[0].environment.get("packages")
+    if isinstance(packages, Mapping) and "fedkernels" in packages:
+        parts.append(f"fedkernels {packages['fedkernels']}")
+    return ", ".join(parts)
 
 
 def _verdicts(runs: Sequence[RunData]) -> list[str]:

@@ -118,7 +118,6 @@ def _last_round(run: RunData) -> int | None:
 
 def _status_sentence(run: RunData) -> str:
     rounds, last = run.rounds, _last_round(run)
-    planned = _count(rounds, "round") if rounds is not None else "its rounds"
     reached = (
         "before its first round was complete"
         if not last
@@ -128,11 +127,7 @@ def _status_sentence(run: RunData) -> str:
     )
     status = status_of(run)
     if status == "finished":
-        return (
-            f"The run finished all of {planned}."
-            if rounds != 1
-            else "The run finished its one round."
-        )
+        return "The run finished."
     if status == "interrupted":
         return f"The run was interrupted {reached}; what follows is what it had measured by then."
     if status == "failed":
