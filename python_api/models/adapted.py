@@ -32,8 +32,8 @@ class AdaptedModel(nn.Module):
     """Frozen base, adapters on some of its layers, and a head.
 
     Args:
-        base: the frozen model and its tokenizer (``build.load_base``). Its tensors are shared, never
-            copied, unless ``train_base``.
+        base: the frozen model and its tokenizer (``build.load_base``). Its tensors are shared,
+            never copied, unless ``train_base``.
         sites: ``slots.find_slots(base.model)``: one dict per layer.
         rank: r of every adapter.
         alpha: the adapters' scale is ``alpha / rank``.
@@ -145,7 +145,7 @@ class AdaptedModel(nn.Module):
         return self._backbone()(**self._inputs(batch)).last_hidden_state
 
     def pooled(self, batch: Batch) -> Tensor:
-        """``(N, D)`` float32: mean over real tokens (encoders) or the last real token (decoders)."""
+        """``(N, D)`` float32: the mean over real tokens (encoders) or the last one (decoders)."""
         hidden = self.hidden(batch)
         mask = batch.attention_mask
         if self.encoder:

@@ -170,7 +170,8 @@ class Batcher:
                 while len(prompt) > room and keep:
                     keep = max(0, keep - (len(prompt) - room))
                     prompt = render(question[len(question) - keep :])
-                prompt = prompt[len(prompt) - room :]
+                if len(prompt) > room:  # what stands around the question gives way too
+                    prompt = prompt[:start] + prompt[len(prompt) - room + start :]
             self._ids.append(prompt + answer)
             self._answers.append(len(answer))
             self.kept.append(n)

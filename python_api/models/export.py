@@ -54,7 +54,7 @@ def export(model: AdaptedModel, folder: Path, *, format: str = "peft") -> Path:
         else:
             _merged(model, folder)
         if model.head is not None:
-            _save({name: p for name, p in model.head.named_parameters()}, folder / HEAD_FILE)
+            _save(dict(model.head.named_parameters()), folder / HEAD_FILE)
             labels = {"pooling": "mean" if model.encoder else "last", "file": HEAD_FILE}
             (folder / "head.json").write_text(json.dumps(labels, indent=1))
     return folder

@@ -16,9 +16,9 @@ __all__ = ["AdaptedLinear"]
 class AdaptedLinear(nn.Module):
     """Stands in for an ``nn.Linear`` or a ``Conv1D``; holds the same frozen weight tensor.
 
-    With one slot it computes ``x W^T + b + scale * x A^T (T + residual*I)^T B^T``. With k slots in
-    one fused layer, A is stacked ``(k r, D_in)``, T is block-diagonal and B ``(D_out, k r)`` is zero
-    outside each slot's rows and columns: one call, and each slot keeps its own A, T and B.
+    With one slot it computes ``x W^T + b + scale * x A^T (T + residual*I)^T B^T``. With k slots
+    in one fused layer, A is stacked ``(k r, D_in)``, T is block-diagonal and B ``(D_out, k r)`` is
+    zero outside each slot's rows and columns: one call, and each slot keeps its own A, T and B.
 
     Args:
         layer: the layer that it replaces.

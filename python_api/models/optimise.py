@@ -1,4 +1,4 @@
-"""AdamW with warm-up, a schedule over the whole run, and clipping: one object per set of parameters."""
+"""AdamW with warm-up, a schedule over the whole run, and clipping."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ class LocalOptimizer:
     """AdamW over groups with learning rates of their own.
 
     Args:
-        groups: dicts with ``params`` and ``lr``, and optionally ``weight_decay`` (else the default).
+        groups: dicts with ``params`` and ``lr``, and optionally ``weight_decay``.
         schedule, warmup, total: see ``learning_rate_factor``; steps are optimiser steps.
         weight_decay: the default of the groups.
         clip: bound of the norm of all gradients together; 0 does not clip.

@@ -1,8 +1,8 @@
 """The seven module slots, the same for every architecture: ``q k v o gate up down``.
 
 A slot names a weight by its role, so that parties with different model families can exchange what
-they learn about that role. Two slots of one family may live in one fused layer (``c_attn`` of gpt2):
-then each has its own rows of that layer's output.
+they learn about that role. Two slots of one family may live in one fused layer (``c_attn`` of
+gpt2): then each has its own rows of that layer's output.
 """
 
 from __future__ import annotations
@@ -69,7 +69,7 @@ class SlotSite:
     Args:
         path: the module's full path below the model's root.
         rows: the slot's rows of the layer's output, or None for all of them.
-        conv1d: the layer stores its weight transposed, ``(D_in, D_out)``, as gpt2's ``Conv1D`` does.
+        conv1d: the layer stores its weight as ``(D_in, D_out)``, as gpt2's ``Conv1D`` does.
     """
 
     path: str
@@ -88,8 +88,8 @@ def find_slots(
     Args:
         model: a transformers model; weights may be on the meta device.
         modules: ``"all"`` or the slots to adapt; a slot that the family does not have is left out.
-        slots: ``{slot: path below a layer}`` for a family that is not listed; ``"path[i/n]"`` is the
-            i-th of n equal parts of a fused layer's output.
+        slots: ``{slot: path below a layer}`` for a family that is not listed; ``"path[i/n]"`` is
+            the i-th of n equal parts of a fused layer's output.
 
     Returns:
         One dict per layer, first layer first, in the order of ``SLOTS``.

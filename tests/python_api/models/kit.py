@@ -53,7 +53,5 @@ def classed_batch(model: AdaptedModel):
 
 
 def asked_batch(model: AdaptedModel, *, decode=False):
-    batcher = Batcher(
-        ASKED, model.base.tokenizer, max_length=48, kind="generation", decode=decode
-    )
+    batcher = Batcher(ASKED, model.base.tokenizer, max_length=48, kind="generation", decode=decode)
     return batcher.batch([0, 1])

@@ -89,7 +89,7 @@ def test_unlisted_family_names_what_was_found_and_a_table_helps():
         num_attention_heads=2,
     )
     model = transformers.GPTNeoXForCausalLM(config)
-    with pytest.raises(InputError, match="gpt_neox.*slots table.*dense_h_to_4h") as error:
+    with pytest.raises(InputError, match=r"gpt_neox.*slots table.*dense_h_to_4h") as error:
         find_slots(model)
     assert "\n" not in str(error.value)
     sites = find_slots(model, slots={"up": "mlp.dense_h_to_4h", "down": "mlp.dense_4h_to_h"})
