@@ -243,8 +243,10 @@ class NotebookProgress(Progress):
     ) -> None:
         super().__init__()
         if display is None:
-            from IPython.display import display  # type: ignore[no-redef]
-        self._display: Callable[..., Any] = display
+            from IPython import display as ipython
+
+            display = ipython.display
+        self._display = display
         self._handle: Any = None
         self._lines: list[str] = []
         self._every = every

@@ -84,11 +84,11 @@ def save_round(
     _sync(staging)
     final = folder / f"round-{round:06d}"
     if final.exists():  # a round that is run again; until the rename the one before it counts
-        shutil.rmtree(final)
+        _discard(final)
     os.replace(staging, final)
     _sync(folder)
     for old in _numbers(folder)[keep:]:
-        shutil.rmtree(folder / f"round-{old:06d}", ignore_errors=True)
+        _discard(folder / f"round-{old:06d}")
     return final
 
 
@@ -188,6 +188,13 @@ def _restore(value: object, tensors: Mapping[str, Tensor]) -> object:
         if tag == "$items":
             return {k: _restore(v, tensors) for k, v in inner}
     return {k: _restore(v, tensors) for k, v in value.items()}
+
+
+def _discard(path: Path) -> None:
+    """Out of sight first, so that a kill leaves no half-deleted round."""
+    aside = path.with_name(f".{path.name}.old-{os.getpid()}")
+    os.replace(path, aside)
+    shutil.rmtree(aside, ignore_errors=True)
 
 
 def _write(path: Path, data: bytes) -> None:

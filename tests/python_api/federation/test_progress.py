@@ -131,9 +131,10 @@ def test_the_choice_fits_the_place(monkeypatch):
     class ZMQInteractiveShell:
         pass
 
-    ipython = SimpleNamespace(get_ipython=ZMQInteractiveShell, display=None)
+    ipython = SimpleNamespace(
+        get_ipython=ZMQInteractiveShell, display=SimpleNamespace(display=print)
+    )
     monkeypatch.setitem(sys.modules, "IPython", ipython)
-    monkeypatch.setitem(sys.modules, "IPython.display", SimpleNamespace(display=print))
     assert type(make_progress()) is NotebookProgress
     with pytest.raises(ValueError, match="progress must be one of none, log, terminal, notebook"):
         make_progress("loud")

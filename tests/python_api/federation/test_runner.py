@@ -399,3 +399,32 @@ def test_an_exchange_swaps_two_folders(tmp_path, monkeypatch, system_call):
     assert visible(tmp_path / "old") == ["new"] and visible(tmp_path / "new") == ["old"]
     folder.exchange(tmp_path / "new", tmp_path / "fresh")
     assert visible(tmp_path) == ["fresh", "old"]
+
+
+@pytest.mark.parametrize("wait", [0.05, 0.11, 0.17, 0.23, 0.31])
+def test_a_run_killed_at_any_moment_can_be_read(toy, tmp_path, wait):
+    """kill -9, at five moments: whole lines, a whole checkpoint, the models of one round."""
+    path = tmp_path / "run"
+    child = os.fork()
+    if child == 0:
+        try:
+            start(toy, path, rounds=100_000)
+        finally:
+            os._exit(0)
+    try:
+        while not latest_round(path / "checkpoints"):
+            time.sleep(0.01)
+        time.sleep(wait)
+    finally:
+        os.kill(child, signal.SIGKILL)
+        os.waitpid(child, 0)
+    run = python_api.load(path)
+    kept = latest_round(path / "checkpoints")
+    assert run.status["status"] == "running"
+    assert kept.round - run.status["round"] in (0, 1)
+    assert run.metrics[-1]["round"] >= kept.round and len(run.traffic) >= 24 * kept.round
+    assert run.parties == ("a", "b", "c")
+    texts = [(path / "models" / n / "native" / "x.txt").read_text().split() for n in "abc"]
+    saved = [[float(value) for value in text] for text in texts]
+    rounds = [load_round(p) for p in sorted((path / "checkpoints").glob("round-*"))]
+    assert saved in [[state[n]["x"].tolist() for n in "abc"] for state in rounds]
