@@ -67,24 +67,15 @@ class RunFolder:
     Errors: `InputError` from `create` if the path is taken (see `check_free`).
     """
 
-    def __init__(self, path: Path, *, algorithm: str, rounds: int) -> None:
+    def __init__(self, path: Path, *, status: Mapping[str, Any], began: float) -> None:
         from python_api.federation.traffic import TrafficLog
 
         self.path = path
         self.traffic: TrafficLog = TrafficLog(path / "traffic.jsonl")
-        self._metrics = open(path / "metrics.jsonl", "a", encoding="utf-8")  # noqa: SIM115
-        self._log = open(path / "log.txt", "a", encoding="utf-8")  # noqa: SIM115
-        self._began = time.perf_counter()
-        self._status: dict[str, Any] = {
-            "status": "running",
-            "algorithm": algorithm,
-            "round": 0,
-            "rounds": rounds,
-            "started": now(),
-            "ended": None,
-            "seconds": 0.0,
-            "reason": None,
-        }
+        self._metrics = (path / "metrics.jsonl").open("a", encoding="utf-8")
+        self._log = (path / "log.txt").open("a", encoding="utf-8")
+        self._began = began
+        self._status = dict(status)
 
     @classmethod
     def create(
@@ -96,26 +87,39 @@ class RunFolder:
         algorithm: str,
         rounds: int,
         overwrite: bool = False,
+        began: float | None = None,
     ) -> RunFolder:
-        """config: the resolved TOML. The folder is complete, with status "running", on return."""
+        """Appears at `path` at once and complete, with status "running".
+
+        config: the resolved TOML.
+        began: `time.perf_counter()` when the run began, before its models were built.
+        """
         path = Path(path)
         check_free(path, overwrite=overwrite)
+        began = time.perf_counter() if began is None else began
+        seconds = time.perf_counter() - began
+        status = {
+            "status": "running",
+            "algorithm": algorithm,
+            "round": 0,
+            "rounds": rounds,
+            "started": stamp(time.time() - seconds),
+            "ended": None,
+            "seconds": round(seconds, 3),
+            "reason": None,
+        }
         path.parent.mkdir(parents=True, exist_ok=True)
-        old = path.with_name(f".{path.name}.old-{os.getpid()}")
-        if path.exists():
-            os.replace(path, old)
-        try:
-            path.mkdir()
-        except FileExistsError:
-            raise InputError(f"out: {path} exists; expected a new folder") from None
+        staging = path.with_name(f".{path.name}.new-{os.getpid()}")
+        shutil.rmtree(staging, ignore_errors=True)
         for name in ("models", "checkpoints", "figures"):
-            (path / name).mkdir()
-        write_text(path / "config.toml", config)
-        write_text(path / "environment.json", json.dumps(environment, indent=1) + "\n")
-        folder = cls(path, algorithm=algorithm, rounds=rounds)
-        folder._write_status()
-        shutil.rmtree(old, ignore_errors=True)
-        return folder
+            (staging / name).mkdir(parents=True)
+        (staging / "config.toml").write_text(config, encoding="utf-8")
+        for file, value in (("environment.json", environment), ("status.json", status)):
+            (staging / file).write_text(json.dumps(value, indent=1) + "\n", encoding="utf-8")
+        check_free(path, overwrite=overwrite)
+        exchange(staging, path)
+        shutil.rmtree(staging, ignore_errors=True)  # the old run, if there was one
+        return cls(path, status=status, began=began)
 
     def metric(self, row: Mapping[str, Any]) -> None:
         """A row of `metrics.jsonl`; JSON has no NaN, so a value that is none becomes null."""
@@ -125,11 +129,11 @@ class RunFolder:
         self._metrics.flush()
 
     def log(self, text: str) -> None:
-        self._log.write(f"{now()} {text}\n")
+        self._log.write(f"{stamp()} {text}\n")
         self._log.flush()
 
     def keep_round(
-        self, round: int, parties: Sequence[Party], server_state: Mapping[str, object]
+        self, number: int, parties: Sequence[Party], server_state: Mapping[str, object]
     ) -> None:
         """Checkpoint first: it is what a resume believes, and the models follow from it."""
         from python_api.federation.checkpoint import save_round
@@ -143,9 +147,9 @@ class RunFolder:
         extra = {
             name: (self.path / name).stat().st_size for name in ("metrics.jsonl", "traffic.jsonl")
         }
-        save_round(self.path / "checkpoints", round, states, extra=extra)
+        save_round(self.path / "checkpoints", number, states, extra=extra)
         self.save_models(parties)
-        self._status["round"] = round
+        self._status["round"] = number
         self._write_status()
 
     def save_models(self, parties: Sequence[Party]) -> None:
@@ -167,7 +171,7 @@ class RunFolder:
         if status not in ("finished", "interrupted", "failed"):
             raise ValueError(f"a run ends finished, interrupted or failed, got {status!r}")
         shutil.rmtree(self.path / ".models.new", ignore_errors=True)
-        self._status |= {"status": status, "ended": now(), "reason": reason}
+        self._status |= {"status": status, "ended": stamp(), "reason": reason}
         self._write_status()
         self.log(status if reason is None else f"{status}: {reason}")
 
@@ -177,7 +181,7 @@ class RunFolder:
         self._log.close()
 
     def _write_status(self) -> None:
-        self._status["seconds"] = float(f"{time.perf_counter() - self._began:.3f}")
+        self._status["seconds"] = round(time.perf_counter() - self._began, 3)
         write_text(self.path / "status.json", json.dumps(self._status, indent=1) + "\n")
 
 
@@ -206,5 +210,8 @@ def write_text(path: Path, text: str) -> None:
     os.replace(beside, path)
 
 
-def now() -> str:
-    return datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+def stamp(at: float | None = None) -> str:
+    """A time as ISO 8601 in UTC; now, unless `at` (seconds since 1970) is given."""
+    return datetime.fromtimestamp(time.time() if at is None else at, UTC).strftime(
+        "%Y-%m-%dT%H:%M:%SZ"
+    )

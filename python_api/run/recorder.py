@@ -36,7 +36,7 @@ class Recorder:
         self._folder: RunFolder | None = None
         self._parties: Sequence[Party] = ()
         self._early: list[str] = []
-        self._since = time.perf_counter()
+        self.began = time.perf_counter()
 
     def attach(self, folder: RunFolder, parties: Sequence[Party]) -> None:
         """The runner's call once the folder exists; what was logged before goes into it."""
@@ -71,7 +71,7 @@ class Recorder:
         phase: `"global"` after a download, `"local"` after training. split: `"test"`, ...
         seconds: since the run began, unless it is given. A value that is not finite becomes null.
         """
-        seconds = time.perf_counter() - self._since if seconds is None else seconds
+        seconds = time.perf_counter() - self.began if seconds is None else seconds
         row = {
             "round": round,
             "party": party,

@@ -120,6 +120,7 @@ def _run(
         algorithm=config.algorithm,
         rounds=config.rounds,
         overwrite=overwrite,
+        began=recorder.began,
     )
     try:
         with log_to(folder, progress):
