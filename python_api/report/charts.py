@@ -115,9 +115,13 @@ def line_panel(
     title: str,
     y_range: tuple[float, float],
     y_text: Callable[[float], str],
+    tick_text: Callable[[float], str] | None = None,
     x_label: str = "round",
 ) -> Markup:
-    """A line chart of 320 by 200 units; the last value of every line is written out."""
+    """A line chart of 320 by 200 units; the last value of every line is written out.
+
+    y_text writes these values, tick_text those of the axis (default: the same).
+    """
     width, height, left, right, top, bottom = 320.0, 200.0, 44.0, 52.0, 12.0, 34.0
     ticks = nice_ticks(*y_range)
     low, high = ticks[0], ticks[-1]
@@ -136,7 +140,7 @@ def line_panel(
         _, y = at(x_low, tick)
         body += [
             _rule(left, y, width - right, y),
-            _text(left - 6, y + 3.5, y_text(tick), anchor="end"),
+            _text(left - 6, y + 3.5, (tick_text or y_text)(tick), anchor="end"),
         ]
     for tick in _whole_ticks(x_low, x_high):
         x, _ = at(tick, low)

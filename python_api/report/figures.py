@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -50,7 +50,7 @@ def write_figures(run: RunData, folder: Path) -> tuple[Path, ...]:
     return tuple(written)
 
 
-def _figure(columns: int, *, height: float = 2.6, width: float = 3.2) -> tuple[Figure, list]:
+def _figure(columns: int, *, height: float = 2.6, width: float = 3.2) -> tuple[Figure, list[Any]]:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -155,7 +155,6 @@ def _images(
     figure, axes = _figure(len(images))
     low = min(0.0, *(float(np.nanmin(matrix)) for _, matrix in images))
     high = top or max(float(np.nanmax(matrix)) for _, matrix in images)
-    image = None
     for axis, (title, matrix) in zip(axes, images, strict=True):
         image = axis.imshow(matrix, vmin=low, vmax=high or 1.0, cmap="cividis", aspect="auto")
         axis.set_title(_plain(title), fontsize=10)

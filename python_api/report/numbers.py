@@ -199,10 +199,9 @@ class Coverage:
 
 def coverage(run: RunData) -> list[Coverage]:
     """One entry per module slot that some party adapts, in the order of the first party's slots."""
-    shared = _array(run.state.get("G"))
-    if shared is None or shared.ndim != 4:
+    size = _middle_rank(run)
+    if size is None:
         return []
-    size = int(shared.shape[-1])
     selected = {party: _array(value) for party, value in _by_party(run.state, "omega/")}
     names = {party: _names(value) for party, value in _by_party(run.state, "slots/")}
     users: dict[str, NDArray[np.int64]] = {}
@@ -221,6 +220,16 @@ def coverage(run: RunData) -> list[Coverage]:
         Coverage(slot=slot, parties=tuple(parties[slot]), users=grid.reshape(size, size))
         for slot, grid in users.items()
     ]
+
+
+def _middle_rank(run: RunData) -> int | None:
+    """R of the shared tensors; several groups of parties may each have one of their own."""
+    for name, value in run.state.items():
+        if name == "G" or name.startswith("G/"):
+            shared = _array(value)
+            if shared is not None and shared.ndim == 4:
+                return int(shared.shape[-1])
+    return None
 
 
 def _names(value: object) -> tuple[str, ...]:

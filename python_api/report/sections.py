@@ -179,7 +179,7 @@ def _over_rounds(run: RunData, metric: str) -> Section | None:
     if not phases:
         return None
     accuracy = metric == "accuracy"
-    text: Callable[[float], str] = _short_percent if accuracy else (lambda value: f"{value:.2g}")
+    text: Callable[[float], str] = _short_percent if accuracy else (lambda value: f"{value:.2f}")
     values = [
         value for entry in found.values() for points_ in entry.values() for _, value in points_
     ]
@@ -199,6 +199,7 @@ def _over_rounds(run: RunData, metric: str) -> Section | None:
             lines,
             title=f"{party}: test {metric} by round, {said}",
             y_range=scale,
+            tick_text=None if accuracy else (lambda value: f"{value:g}"),
             y_text=text,
         )
         panels.append((party, chart))
@@ -241,10 +242,10 @@ def _over_rounds(run: RunData, metric: str) -> Section | None:
 def _phases(found: Iterable[Mapping[str, object]]) -> dict[str, int]:
     """Line styles: local is 0 and global 1 everywhere on the page."""
     names = dict.fromkeys(phase for entry in found for phase in entry)
-    order = [phase for phase in ("local", "global") if phase in names]
+    order: list[str] = [phase for phase in ("local", "global") if phase in names]
     order += [phase for phase in names if phase not in ("local", "global", BEFORE)]
     known = {"local": 0, "global": 1}
-    styles = {}
+    styles: dict[str, int] = {}
     for phase in order:
         styles[phase] = known.get(phase, 2 + len(styles) % (charts.STYLES - 2))
     if not styles and BEFORE in names:

@@ -132,7 +132,7 @@ def _status_sentence(run: RunData) -> str:
         return f"The run was interrupted {reached}; what follows is what it had measured by then."
     if status == "failed":
         reason = str(run.status.get("error") or run.status.get("reason") or "").strip()
-        return f"The run failed {reached}" + (f": {reason}" if reason else ".")
+        return f"The run failed {reached}" + (f": {reason.rstrip('.')}." if reason else ".")
     if status == "running":
         return f"The run had not ended when this report was written; it stood {reached}."
     return "The folder does not say whether the run finished."
@@ -184,9 +184,9 @@ def comparison_words(runs: Sequence[RunData]) -> str:
     seeds = {str(run.config.get("seed", "?")) for run in runs}
     seed = f"all with seed {seeds.pop()}" if len(seeds) == 1 else "with different seeds"
     return (
-        f"{names} stand side by side, {seed}; differences are taken to {runs[0].name}. One run of "
-        "each is one pair: a difference of this size can be chance, so no winner is named here. "
-        "Evidence needs several seeds and an interval."
+        f"{names} stand side by side, {seed}; differences are taken to {runs[0].name}. A "
+        "difference between single runs can be chance, so no winner is named here: evidence needs "
+        "several seeds and an interval."
     )
 
 
@@ -266,25 +266,42 @@ def _h2tune_share(table: Mapping[str, object]) -> tuple[str, ...]:
     return ()
 
 
+_NOTHING_SENT = "Nothing crossed the bus, so nothing left a party by it."
+
+
+def _sent(run: RunData) -> tuple[str, ...]:
+    if run.algorithm == "centralised":
+        return (
+            "All training data was pooled in this process. Nothing about this run is federated but "
+            "the measuring, and the bus saw metrics only.",
+        )
+    if run.algorithm == "local":
+        return (
+            "Only metrics and progress crossed the bus: accuracies, losses and step counts. No "
+            "model, no update and no data left a party by it.",
+        )
+    lines = [
+        "The server sees what crossed the bus in the clear, for every party by itself. Updates of "
+        "a model can give away properties of the training data, in bad cases parts of it; no "
+        "noise, clipping, encryption or secure sum was applied to them."
+    ]
+    if run.algorithm == "h2tune":
+        lines = [
+            "No training text, label, base weight, private head and none of the matrices A and B "
+            "crossed the bus: the manifest declares none of them, and what it does not declare is "
+            "refused.",
+            *lines,
+            "The selected entries and the layer relation of a party show which parts of the "
+            "middle its data uses, and its metrics show how well it does.",
+        ]
+    if run.algorithm == "fedit":
+        lines.append("In this algorithm the update is all of A and B, in every round.")
+    return tuple(lines)
+
+
 def not_protected(run: RunData) -> tuple[str, ...]:
     """What the run does not keep from others, in plain words."""
-    if not traffic_totals(run, ["direction"]):
-        lines = ["Nothing crossed the bus, so nothing left a party by it."]
-    else:
-        lines = [
-            "Texts, labels, base weights, private heads and the matrices A and B never crossed "
-            "the bus: it refuses whatever the manifest does not declare."
-            if run.algorithm == "h2tune"
-            else "The bus refuses whatever the manifest of the algorithm does not declare.",
-            "What did cross it, the server sees in the clear for every party by itself. Updates "
-            "of a model can give away properties of the training data, in bad cases parts of it; "
-            "no noise, clipping, encryption or secure sum was applied to them.",
-        ]
-        if run.algorithm == "h2tune":
-            lines.append(
-                "The selected entries and the layer relation of a party show which parts of the "
-                "middle its data uses, and its metrics show how well it does."
-            )
+    lines = list(_sent(run)) if traffic_totals(run, ["direction"]) else [_NOTHING_SENT]
     lines.append(
         "All parties of this run lived in one process on one machine. That simulates a "
         "federation; it separates nobody from anybody."

@@ -1,0 +1,128 @@
+"""`fedkernels demo`: H2Tune and local training on built-in data, kernel times, one report."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from importlib import import_module
+from pathlib import Path
+from types import ModuleType
+from typing import TYPE_CHECKING
+
+from python_api.errors import InputError
+
+if TYPE_CHECKING:
+    from python_api.report.parts import Section
+
+__all__ = ["demo"]
+
+ALGORITHMS = ("h2tune", "local")
+FAMILY = "triple_lora"
+
+
+def demo(
+    out: str | Path = Path("runs", "demo"),
+    *,
+    overrides: Mapping[str, object] | None = None,
+    device: str | None = None,
+    say: Callable[[str], None] = print,
+) -> Path:
+    """Runs the demo and returns the path of its report.
+
+    Writes the run folders ``out/h2tune`` and ``out/local``, the benchmark's rows
+    ``out/bench.jsonl``, and ``out/report.html`` with all three. An earlier demo in `out` is
+    overwritten.
+
+    Args:
+        out: the demo's folder: a new one, an empty one, or that of an earlier demo.
+        overrides: configuration keys for both runs, as ``--set`` takes them.
+        device: ``"cpu"`` or ``"cuda"``; the default is the configuration's own choice.
+        say: takes each line that is meant for the person in front of the screen.
+
+    Raises:
+        InputError: `out` holds something else; nothing is written then.
+        RunFailed: one of the runs failed; its folder tells why.
+    """
+    from python_api.report import write_report
+    from python_api.run import run
+
+    out = Path(out)
+    _check_free(out)
+    began = time.perf_counter()
+    folders = []
+    for number, algorithm in enumerate(ALGORITHMS, start=1):
+        say(f"[{number}/3] {algorithm}: {_EXPLAINED[algorithm]}")
+        folder = out / algorithm
+        run(algorithm, out=folder, overrides=overrides, device=device, overwrite=True)
+        folders.append(folder)
+    say(f"[3/3] kernels: {FAMILY} against its peers, small sizes, float32")
+    speed = _speed(out / "bench.jsonl", say)
+    report = write_report(*folders, out=out / "report.html", extra=[speed])
+    for line in _summary(folders, report, seconds=time.perf_counter() - began):
+        say(line)
+    return report
+
+
+_EXPLAINED = {
+    "h2tune": "three parties with different models and tasks share a small middle matrix",
+    "local": "the same parties, each alone, to compare with",
+}
+
+
+def _check_free(out: Path) -> None:
+    if not out.exists():
+        return
+    earlier = (out / ALGORITHMS[0] / "status.json").is_file() and not (out / "config.toml").exists()
+    if not out.is_dir() or (any(out.iterdir()) and not earlier):
+        raise InputError(
+            f"out: {out} exists and is no demo; expected a new folder or that of an earlier demo"
+        )
+
+
+def _benchmarks() -> tuple[ModuleType, ModuleType]:
+    """The benchmarks' `run` and `table`: as installed, else of the checkout this runs from."""
+    for package in ("fedkernels_benchmarks", "benchmarks"):
+        try:
+            return import_module(f"{package}.run"), import_module(f"{package}.table")
+        except ModuleNotFoundError as missing:
+            if missing.name is None or missing.name.split(".")[0] != package:
+                raise
+    raise InputError("benchmarks: the package is not installed; expected fedkernels_benchmarks")
+
+
+def _speed(path: Path, say: Callable[[str], None]) -> Section:
+    """Gates and times the kernels; the rows that passed go to `path`."""
+    from python_api.report.speed import speed_section
+
+    run, table = _benchmarks()
+    path.unlink(missing_ok=True)
+    rows = run.run_family(FAMILY, quick=True, out=path, progress=lambda line: say(f"      {line}"))
+    return speed_section(table.sections(rows))
+
+
+def _summary(folders: Sequence[Path], report: Path, *, seconds: float) -> list[str]:
+    """The headline per party, and what to type next."""
+    from python_api.report.numbers import headline
+    from python_api.report.reading import read_run
+    from python_api.report.words import percent, seconds_text
+
+    runs = [read_run(folder) for folder in folders]
+    lines = [
+        "",
+        "Accuracy on each party's own test data (one seed, so no evidence of a difference):",
+    ]
+    names = [run.name for run in runs]
+    lines.append("  " + f"{'party':<14}{'before':>9}" + "".join(f"{name:>11}" for name in names))
+    for party in runs[0].parties:
+        heads = [headline(run, party) for run in runs]
+        values = "".join(f"{percent(head.last):>11}" for head in heads)
+        lines.append(f"  {party:<14}{percent(heads[0].before):>9}{values}")
+    return [
+        *lines,
+        "",
+        f"The demo took {seconds_text(seconds)}. Its report: {report}",
+        "Next:",
+        "  fedkernels config h2tune > mine.toml   # a commented configuration to start from",
+        "  fedkernels check mine.toml             # all that can be wrong with it, in seconds",
+        "  fedkernels run mine.toml               # ends with the path of its report",
+    ]
