@@ -41,6 +41,7 @@ class Recorder:
     def attach(self, folder: RunFolder, parties: Sequence[Party]) -> None:
         """The runner's call once the folder exists; what was logged before goes into it."""
         self._folder, self._parties = folder, parties
+        folder.log(self._progress.title)
         for line in self._early:
             folder.log(line)
         self._early.clear()
@@ -113,8 +114,10 @@ class Recorder:
 
     def round_done(self, round: int, server_state: Mapping[str, object] | None = None) -> None:
         """Keeps a finished round: models, checkpoint, status. Then stops if that was requested."""
-        self._open().keep_round(round, self._parties, dict(server_state or {}))
+        folder = self._open()
+        folder.keep_round(round, self._parties, dict(server_state or {}))
         self._progress.round_done(round, self._rounds)
+        folder.log(self._progress.round_line())
         if round < self._rounds:  # after the last round there is nothing left to stop
             self.check_stop()
 

@@ -121,8 +121,27 @@ class TrainedParty:
         return self.model.predict(read(rows))
 
     def evaluate(self, rows: Sequence[Row] | Path | str) -> dict[str, float]:
-        """Metrics by name (`accuracy`, `loss`, ...) on rows that hold the label."""
-        return self.model.evaluate_rows(read(rows))
+        """Metrics by name (`accuracy`, `loss`, ...) on rows that hold the label or the answer.
+
+        Errors: `InputError` for a row without one.
+        """
+        from python_api.algorithms.finetune import metric_rows
+        from python_api.data.task import task_from_rows
+
+        model, found = self.model, read(rows)
+        task = model.config.task
+        examples = task_from_rows(found, task, labels=model.labels)
+        for number, example in enumerate(examples, 1):
+            if example.label is None and example.answer is None:
+                column = task.answer if model.kind == "generation" else task.label
+                raise InputError(f"row {number}: no value in column {column!r} to compare with")
+        if not examples:
+            raise InputError("no rows; expected at least one to evaluate on")
+        # `eval.limit` bounds what a run measures, not what a user hands over.
+        every = model.run.eval.model_copy(update={"limit": 0})
+        model.run = model.run.model_copy(update={"eval": every})
+        model.test = model._batcher(examples)
+        return {name: value for _, name, value in metric_rows(model.evaluate({}))}
 
 
 def read(rows: Sequence[Row] | Path | str) -> list[Row]:
