@@ -1,4 +1,4 @@
-"""Where a row was measured: machine, versions, commit, and the bound that a time is held against."""
+"""Where a row was measured: machine, versions, commit, and the bound that times are held to."""
 
 from __future__ import annotations
 

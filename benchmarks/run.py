@@ -207,7 +207,7 @@ class _Session:
             }
             ready = {name: c for name, c in contenders.items() if gates[name].startswith(PASSED)}
             if direction == SAVED:
-                measured = self._saved(entry, case, torch_dtype, base, ready)
+                measured = self._saved(case, base, ready)
             else:
                 measured = self._timed(entry, case, dtype, direction, base, ready)
             rows.extend({**base, **measured}.values())
@@ -297,9 +297,7 @@ class _Session:
 
     def _saved(
         self,
-        entry: Entry,
         case: Case,
-        dtype: torch.dtype,
         base: dict[str, Row],
         ready: dict[str, Contender],
     ) -> dict[str, Row]:
@@ -308,11 +306,10 @@ class _Session:
             with saved_activations(exclude=contender.parameters) as saved:
                 output = contender.forward()
             del output
-            kept = saved.bytes
-            rows[name] = replace(base[name], peak_mb=kept / 1e6, n=1)
-            wanted = case.sizes["N"] * case.sizes["r"] * dtype.itemsize
-            if name == "ours" and kept != wanted:
-                gate = f"failed: {kept} bytes kept for backward, N * r elements are {wanted}"
+            rows[name] = replace(base[name], peak_mb=saved.bytes / 1e6, n=1)
+            wanted = case.sizes["N"] * case.sizes["r"]
+            if name == "ours" and saved.elements != wanted:
+                gate = f"failed: {saved.elements} elements kept for backward, N * r is {wanted}"
                 rows[name] = replace(base[name], gate=gate)
         return rows
 

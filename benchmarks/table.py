@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import argparse
 import math
-import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,38 +21,17 @@ from .run import Row, read_rows
 
 __all__ = [
     "Comparison",
-    "Mean",
-    "compare",
+    "Section",
     "geometric_mean",
     "latest",
     "markdown_table",
-    "means",
     "print_table",
+    "sections",
 ]
 
 _ENTRY = {entry.name: entry for entry in ENTRIES}
-_DIRECTION = {"fwd": "forward", "fwd_bwd": "fwd + bwd", SAVED: "kept for backward"}
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """One goal, and what came of it."""
-
-    goal: Goal
-    ratio: float | None
-
-    @property
-    def met(self) -> bool:
-        return self.ratio is not None and self.ratio >= self.goal.ratio
-
-    def __str__(self) -> str:
-        word = "met" if self.met else "missed"
-        if self.goal.peer.same_work:
-            got = "no figure" if self.ratio is None else f"{self.ratio:.3f}x"
-            return f"{got} {self.goal.peer.name}, goal {self.goal.ratio:.2f}x: {word}"
-        got = "no figure" if self.ratio is None else f"{100 * (1 / self.ratio - 1):.1f} %"
-        limit = 100 * (1 / self.goal.ratio - 1)
-        return f"{got} over {self.goal.peer.name}, goal {limit:.0f} %: {word}"
+_DIRECTION = {"fwd": "forward", "fwd_bwd": "forward + backward", SAVED: "kept for backward"}
+_BAD = ("FAILED", "LOST", "missed")
 
 
 @dataclass(frozen=True)
@@ -63,7 +41,6 @@ class Comparison:
     entry: Entry
     ours: Row
     peers: dict[str, Row]
-    outcomes: tuple[Outcome, ...]
 
     @property
     def strongest(self) -> str | None:
@@ -76,35 +53,134 @@ class Comparison:
         }
         return min(timed, key=timed.__getitem__) if timed else None
 
-    @property
-    def ratio(self) -> float | None:
-        """time(strongest peer) / time(ours)."""
-        return None if self.strongest is None else _ratio(self.ours, self.peers[self.strongest])
+    def ratio(self, peer: str | None) -> float | None:
+        """time(peer) / time(ours), or None if one has no time."""
+        row = self.peers.get(peer) if peer is not None else None
+        if row is None or not row.median_us or not self.ours.median_us:
+            return None
+        return row.median_us / self.ours.median_us
 
     @property
     def lost(self) -> bool:
-        return self.ratio is not None and self.ratio < 1
+        ratio = self.ratio(self.strongest)
+        return ratio is not None and ratio < 1
+
+    @property
+    def goals(self) -> tuple[Goal, ...]:
+        """The goals that this case alone has to meet."""
+        row = self.ours
+        return tuple(
+            goal
+            for goal in self.entry.goals
+            if not goal.mean and goal.covers(row.case, row.direction, row.dtype)
+        )
 
     @property
     def verdict(self) -> str:
+        """One word: FAILED (gate), LOST (a peer is faster), missed or met (its goals), or none."""
         if not self.ours.passed:
             return "FAILED"
-        parts = ["LOST"] if self.lost else []
-        parts += [str(outcome) for outcome in self.outcomes]
-        return "; ".join(parts)
+        if self.lost:
+            return "LOST"
+        if self.ours.direction == SAVED:
+            return "met"  # its goal is its gate
+        if not self.goals:
+            return ""
+        reached = [_met(goal, self.ratio(goal.peer.name)) for goal in self.goals]
+        return "met" if all(reached) else "missed"
 
 
 @dataclass(frozen=True)
-class Mean:
-    """Geometric mean of time(peer) / time(ours) over an entry's cases."""
+class Section:
+    """One table: an entry in one dtype and direction."""
 
     entry: Entry
-    direction: str
     dtype: str
-    peer: str
-    ratio: float
-    cases: int
-    outcomes: tuple[Outcome, ...]
+    direction: str
+    items: tuple[Comparison, ...]
+
+    @property
+    def title(self) -> str:
+        return f"{self.entry.name}: {self.dtype}, {_DIRECTION[self.direction]}"
+
+    @property
+    def peers(self) -> list[str]:
+        known = [peer.name for peer in self.entry.peers]
+        return [name for name in known if any(name in item.peers for item in self.items)]
+
+    def mean(self, peer: str) -> float | None:
+        """Geometric mean of time(peer) / time(ours) over the cases in which both have a time."""
+        ratios = [ratio for item in self.items if (ratio := item.ratio(peer)) is not None]
+        return geometric_mean(ratios) if ratios else None
+
+    @property
+    def lines(self) -> list[str]:
+        """The means, the goals and what came of them, and every gate that did not pass."""
+        return [*self._means(), *self._goals(), *self._notes()]
+
+    def _means(self) -> list[str]:
+        found = [(peer, self.mean(peer)) for peer in self.peers]
+        parts = [f"{mean:.3f}x {peer}" for peer, mean in found if mean is not None]
+        if len(self.items) < 2 or not parts:
+            return []
+        return [f"geometric mean over {len(self.items)} cases: {', '.join(parts)}"]
+
+    def _goals(self) -> list[str]:
+        if self.direction == SAVED:
+            return ["goal: exactly N * r elements kept for backward (parameters not counted)"]
+        lines = []
+        for goal in self.entry.goals:
+            held = [
+                item
+                for item in self.items
+                if goal.covers(item.ours.case, self.direction, self.dtype)
+            ]
+            if not held:
+                continue
+            if goal.mean:
+                mean = self.mean(goal.peer.name)
+                word = "met" if _met(goal, mean) else "missed"
+                lines.append(f"goal: {_text(goal)} in the geometric mean: {word}")
+                continue
+            ratios = {item.ours.case: item.ratio(goal.peer.name) for item in held}
+            missed = [
+                f"{case} {_value(goal, ratio)}"
+                for case, ratio in ratios.items()
+                if not _met(goal, ratio)
+            ]
+            where = f"{len(held)} cases" if len(held) > 1 else held[0].ours.case
+            if missed:
+                lines.append(f"goal: {_text(goal)} in {where}: missed ({'; '.join(missed)})")
+            else:
+                worst = min(ratio for ratio in ratios.values() if ratio is not None)
+                lines.append(f"goal: {_text(goal)} in {where}: met (worst {_value(goal, worst)})")
+        return lines
+
+    def _notes(self) -> list[str]:
+        return [
+            f"{row.contender}, {row.case}: {row.gate}"
+            for item in self.items
+            for row in (item.ours, *item.peers.values())
+            if not row.passed
+        ]
+
+
+def _met(goal: Goal, ratio: float | None) -> bool:
+    return ratio is not None and ratio >= goal.ratio
+
+
+def _text(goal: Goal) -> str:
+    if not goal.peer.same_work:
+        return f"at most {100 * (1 / goal.ratio - 1):.0f} % over the {goal.peer.name}"
+    if goal.ratio == 1:
+        return f"never slower than {goal.peer.name}"
+    return f"at least {goal.ratio:.2f}x {goal.peer.name}"
+
+
+def _value(goal: Goal, ratio: float | None) -> str:
+    if ratio is None:
+        return "no figure"
+    return f"{ratio:.3f}x" if goal.peer.same_work else f"{100 * (1 / ratio - 1):.1f} %"
 
 
 def geometric_mean(values: Iterable[float]) -> float:
@@ -132,62 +208,36 @@ def latest(rows: Iterable[Row]) -> list[Row]:
     return [row for held in groups.values() for row in held]
 
 
-def compare(rows: Iterable[Row]) -> list[Comparison]:
-    """Rows grouped by entry, case, direction and dtype, in the order of the registry."""
-    groups: dict[tuple[str, str, str, str], dict[str, Row]] = {}
+def sections(rows: Iterable[Row]) -> list[Section]:
+    """Rows grouped into tables, in the order of the registry."""
+    groups: dict[tuple[str, str, str], dict[str, dict[str, Row]]] = {}
     for row in rows:
         if row.entry in _ENTRY:  # a row of an entry that was renamed stays in the file
-            key = (row.entry, row.dtype, row.direction, row.case)
-            groups.setdefault(key, {})[row.contender] = row
+            cases = groups.setdefault((row.entry, row.dtype, row.direction), {})
+            cases.setdefault(row.case, {})[row.contender] = row
     found = []
-    for (name, dtype, direction, case), held in groups.items():
-        if "ours" not in held:
-            continue
-        entry, ours = _ENTRY[name], held.pop("ours")
-        outcomes = tuple(
-            Outcome(goal, _ratio(ours, held.get(goal.peer.name)))
-            for goal in entry.goals
-            if not goal.mean and goal.covers(case, direction, dtype)
+    for (name, dtype, direction), cases in groups.items():
+        entry = _ENTRY[name]
+        order = [case.name for case in (*entry.quick, *entry.cases)]
+        items = tuple(
+            Comparison(entry, held["ours"], {k: v for k, v in held.items() if k != "ours"})
+            for case, held in sorted(
+                cases.items(), key=lambda pair: order.index(pair[0]) if pair[0] in order else -1
+            )
+            if "ours" in held
         )
-        found.append(Comparison(entry, ours, held, outcomes))
+        if items:
+            found.append(Section(entry, dtype, direction, items))
 
-    def place(item: Comparison) -> tuple[int, ...]:
-        names = [case.name for case in (*item.entry.cases, *item.entry.quick)]
+    def place(section: Section) -> tuple[int, int, int]:
+        entry = section.entry
         return (
-            ENTRIES.index(item.entry),
-            item.entry.dtypes.index(item.ours.dtype),
-            item.entry.directions.index(item.ours.direction),
-            names.index(item.ours.case) if item.ours.case in names else len(names),
+            ENTRIES.index(entry),
+            entry.dtypes.index(section.dtype),
+            entry.directions.index(section.direction),
         )
 
     return sorted(found, key=place)
-
-
-def means(comparisons: Sequence[Comparison]) -> list[Mean]:
-    """Per entry, direction, dtype and peer, over the cases in which both have a time."""
-    ratios: dict[tuple[str, str, str, str], list[float]] = {}
-    for item in comparisons:
-        for name, row in item.peers.items():
-            ratio = _ratio(item.ours, row)
-            if ratio is not None:
-                key = (item.entry.name, item.ours.direction, item.ours.dtype, name)
-                ratios.setdefault(key, []).append(ratio)
-    found = []
-    for (name, direction, dtype, peer), values in ratios.items():
-        entry, mean = _ENTRY[name], geometric_mean(values)
-        outcomes = tuple(
-            Outcome(goal, mean)
-            for goal in entry.goals
-            if goal.mean and goal.peer.name == peer and goal.covers("", direction, dtype)
-        )
-        found.append(Mean(entry, direction, dtype, peer, mean, len(values), outcomes))
-    return found
-
-
-def _ratio(ours: Row, peer: Row | None) -> float | None:
-    if peer is None or not peer.median_us or not ours.median_us:
-        return None
-    return peer.median_us / ours.median_us
 
 
 def _figure(row: Row | None) -> str:
@@ -202,126 +252,105 @@ def _figure(row: Row | None) -> str:
     return f"{row.median_us:.1f} us" if row.median_us < 1000 else f"{row.median_us / 1e3:.2f} ms"
 
 
-def _layout(comparisons: Sequence[Comparison]) -> list[tuple[str, list[str], list[Comparison]]]:
-    """(entry's name, its peers that occur, its comparisons)."""
-    found = []
-    for entry in ENTRIES:
-        items = [item for item in comparisons if item.entry is entry]
-        if items:
-            names = [p.name for p in entry.peers if any(p.name in item.peers for item in items)]
-            found.append((entry.name, names, items))
-    return found
+def _cells(item: Comparison, peers: Sequence[str]) -> list[str]:
+    ratio = item.ratio(item.strongest)
+    against = "" if ratio is None else f"{ratio:.3f}x {item.strongest}"
+    figures = [_figure(item.peers.get(name)) for name in peers]
+    return [item.ours.case, _figure(item.ours), *figures, against, item.verdict]
 
 
-def _cells(item: Comparison, names: Sequence[str]) -> list[str]:
-    against = "" if item.ratio is None else f"{item.ratio:.3f}x {item.strongest}"
-    return [
-        item.ours.case,
-        item.ours.dtype,
-        _DIRECTION[item.ours.direction],
-        _figure(item.ours),
-        *(_figure(item.peers.get(name)) for name in names),
-        against,
-        item.verdict if item.ours.direction != SAVED else _saved_verdict(item),
-    ]
-
-
-def _saved_verdict(item: Comparison) -> str:
-    return "exactly N*r elements: met" if item.ours.passed else "FAILED"
-
-
-def _provenance(items: Sequence[Comparison]) -> str:
+def _provenance(all_sections: Sequence[Section]) -> str:
+    items = [item for section in all_sections for item in section.items]
     rows = [row for item in items for row in (item.ours, *item.peers.values())]
     timed = [row.n for row in rows if row.median_us is not None]
-    count = f"; medians of {min(timed)} to {max(timed)} rounds in turns" if timed else ""
     peers = dict.fromkeys(r.backend for i in items for r in i.peers.values() if r.backend)
-    ours = ", ".join(dict.fromkeys(item.ours.backend for item in items))
-    first = rows[0]
+    machines = dict.fromkeys(f"{row.device}, {row.threads} threads" for row in rows)
+    torches = dict.fromkeys(row.torch for row in rows)
+    commits = dict.fromkeys(row.git or "unknown" for row in rows)
+    days = dict.fromkeys(row.date[:10] for row in rows)
+    backends = dict.fromkeys(item.ours.backend for item in items)
+    count = f"; medians of {min(timed)} to {max(timed)} rounds in turns" if timed else ""
     return (
-        f"{first.device}, {first.threads} threads, torch {first.torch}, commit "
-        f"{first.git or 'unknown'}, {max(row.date for row in rows)[:10]}; ours: backend {ours}; "
-        f"against {', '.join(peers) or 'nothing'}{count}."
+        f"{'; '.join(machines)}; torch {', '.join(torches)}; commit {', '.join(commits)}; "
+        f"{', '.join(days)}; ours: backend {', '.join(backends)}; against "
+        f"{', '.join(peers) or 'nothing'}{count}. Every time passed its gate in the same run."
     )
 
 
-def _notes(items: Sequence[Comparison]) -> list[str]:
-    """Every gate that did not pass, with its reason."""
-    notes = []
-    for item in items:
-        for row in (item.ours, *item.peers.values()):
-            if not row.passed:
-                place = f"{row.case} {row.dtype}"
-                notes.append(f"{row.contender}, {place}: {row.gate}")
-    return list(dict.fromkeys(notes))
-
-
-_HEAD = ("case", "dtype", "direction", "ours")
-_TAIL = ("strongest peer", "goals")
+_TAIL = ("strongest peer", "result")
 
 
 def markdown_table(rows: Iterable[Row]) -> str:
-    """Markdown of the latest rows: a table per entry, the means, what was lost or failed."""
-    comparisons = compare(latest(rows))
-    averages = means(comparisons)
-    parts = []
-    for name, peers, items in _layout(comparisons):
-        head = [*_HEAD, *peers, *_TAIL]
-        parts.append(f"**{name}**")
+    """Markdown of the latest rows: a table per entry, dtype and direction; goals; what was lost.
+
+    Rows of several machines become one part each.
+    """
+    machines: dict[tuple[str, int], list[Row]] = {}
+    for row in latest(rows):
+        machines.setdefault((row.device, row.threads), []).append(row)
+    return "\n\n".join(part for held in machines.values() for part in _markdown(held))
+
+
+def _markdown(rows: list[Row]) -> list[str]:
+    found = sections(rows)
+    if not found:
+        return []
+    parts = [_provenance(found)]
+    for section in found:
+        head = ["case", "ours", *section.peers, *_TAIL]
         lines = ["| " + " | ".join(head) + " |", "| " + " | ".join("---" for _ in head) + " |"]
-        for item in items:
-            cells = _cells(item, peers)
-            cells[-1] = re.sub(r"\b(LOST|FAILED|missed)\b", r"**\1**", cells[-1])
+        for item in section.items:
+            cells = _cells(item, section.peers)
+            if cells[-1] in _BAD:
+                cells[-1] = f"**{cells[-1]}**"
             lines.append("| " + " | ".join(cells) + " |")
-        parts.append("\n".join(lines))
-        parts.append("\n".join(_mean_lines(averages, name)))
-        parts.append(_provenance(items))
-        parts.append("\n".join(f"- {note}" for note in _notes(items)))
-    return "\n\n".join(part for part in parts if part)
-
-
-def _mean_lines(averages: Sequence[Mean], entry: str) -> list[str]:
-    lines = []
-    for mean in averages:
-        if mean.entry.name == entry and mean.cases > 1:
-            verdict = "".join(f" ({outcome})" for outcome in mean.outcomes)
-            lines.append(
-                f"- geometric mean over {mean.cases} cases, {mean.dtype}, "
-                f"{_DIRECTION[mean.direction]}: {mean.ratio:.3f}x {mean.peer}{verdict}"
-            )
-    return lines
+        parts += [f"**{section.title}**", "\n".join(lines)]
+        if section.lines:
+            parts.append("\n".join(f"- {line}" for line in section.lines))
+    parts.append(_summary(found))
+    return parts
 
 
 def print_table(rows: Iterable[Row], console: Any = None) -> None:
-    """The same with rich: cases lost and gates failed in red, and named by a word."""
+    """The same with rich: cases lost, goals missed and gates failed in red, and by a word."""
     from rich.console import Console
-    from rich.markup import escape
     from rich.table import Table
+    from rich.text import Text
 
     console = console or Console()
-    comparisons = compare(list(rows))
-    averages = means(comparisons)
-    for name, peers, items in _layout(comparisons):
-        table = Table(title=name, title_justify="left", caption=_provenance(items))
-        for column in (*_HEAD, *peers, *_TAIL):
-            table.add_column(column, justify="left" if column in ("case", "goals") else "right")
-        for item in items:
-            bad = item.lost or not item.ours.passed or any(not o.met for o in item.outcomes)
-            style = "red" if bad else "green" if item.outcomes else None
-            cells = [escape(cell) for cell in _cells(item, peers)]
-            table.add_row(*cells[:-2], *(f"[{style}]{c}[/]" if style else c for c in cells[-2:]))
+    found = sections(rows)
+    for section in found:
+        table = Table(title=section.title, title_justify="left", title_style="bold")
+        for column in ("case", "ours", *section.peers, *_TAIL):
+            table.add_column(column, justify="left" if column == "case" else "right")
+        for item in section.items:
+            cells = [Text(cell) for cell in _cells(item, section.peers)]
+            colour = "red" if item.verdict in _BAD else "green" if item.verdict else ""
+            for cell in cells[-2:]:
+                cell.stylize(colour)
+            table.add_row(*cells)
         console.print(table)
-        for line in _mean_lines(averages, name):
-            bad = "missed" in line
-            console.print(f"[red]{escape(line)}[/]" if bad else escape(line))
-        for note in _notes(items):
-            console.print(f"[red]{escape(note)}[/]")
-    lost = [f"{i.ours.case} {i.ours.dtype} {i.ours.direction}" for i in comparisons if i.lost]
-    if comparisons:
-        console.print(f"cases lost: {len(lost)} of {len(comparisons)}" + _listed(lost))
+        for line in section.lines:
+            bad = ": missed" in line or ": failed" in line
+            console.print(Text(line, style="red" if bad else ""))
+        console.print()
+    if found:
+        console.print(Text(_provenance(found)))
+        console.print(Text(_summary(found)))
 
 
-def _listed(names: Sequence[str]) -> str:
-    return f" ({'; '.join(names)})" if names else ""
+def _summary(found: Sequence[Section]) -> str:
+    """Cases lost, by name: the line that nobody has to look for."""
+    items = [(section, item) for section in found for item in section.items]
+    lost = [
+        f"{section.entry.name} {item.ours.case} {section.dtype} {_DIRECTION[section.direction]}"
+        for section, item in items
+        if item.lost
+    ]
+    failed = sum(not item.ours.passed for _, item in items)
+    text = f"Cases lost to a peer: {len(lost)} of {len(items)}"
+    text += f" ({'; '.join(lost)})." if lost else "."
+    return text + (f" Gates failed: {failed}." if failed else "")
 
 
 def _replace(text: str, family: str, table: str, path: Path) -> str:

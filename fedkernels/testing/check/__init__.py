@@ -1,10 +1,10 @@
 """Every kernel on your own machine, held to its specification: `fedkernels check-kernels`.
 
-For each named case, backend and dtype, the public function runs forward and backward and each result
-is compared with the float64 reference by the error budget (`fedkernels.testing.budget`). Selections
-have to be equal, not close. The benchmarks use the same comparisons as their gate.
+For each named case, backend and dtype, the public function runs forward and backward, and each
+result is compared with the float64 reference by the error budget (`fedkernels.testing.budget`).
+Selections have to be equal, not close. The benchmarks use the same comparisons as their gate.
 
-A family adds one file with a function `check(device)` that yields rows, and its line in `_FAMILIES`.
+A family adds a file with a function `check(device)` that yields rows, and a line in `_FAMILIES`.
 """
 
 from __future__ import annotations

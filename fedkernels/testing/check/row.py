@@ -28,4 +28,5 @@ class CheckRow:
         return self.status == "passed"
 
     def __str__(self) -> str:
-        return f"{self.status:8}{self.op:20}{self.case:28}{self.backend:11}{self.dtype:10}{self.detail}"
+        place = f"{self.op:20}{self.case:26}{self.backend:11}{self.dtype:10}"
+        return f"{self.status:8}{place}{self.detail}"

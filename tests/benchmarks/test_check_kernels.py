@@ -1,0 +1,135 @@
+"""`check_kernels`: every case passes here, and a wrong kernel is found out."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from fedkernels import select_middle, triple_lora_linear
+from fedkernels.testing import TRIPLE_LORA_CASES, long_double, triple_lora_inputs
+from fedkernels.testing.check import check_kernels, compare
+from fedkernels.testing.check.exact import long_double_results
+from fedkernels.triple_lora.api import OPS
+
+
+def test_every_kernel_passes_every_case() -> None:
+    seen = []
+    rows = check_kernels("triple_lora", progress=seen.append)
+    failed = [str(row) for row in rows if row.status == "failed"]
+    assert not failed, "\n".join(failed)
+    assert seen == rows
+    # Every candidate of every op appears: as passed, or as skipped with its reason.
+    for op, candidates in OPS.items():
+        assert {row.backend for row in rows if row.op == op} == {c.name for c in candidates}
+        assert {row.dtype for row in rows if row.op == op} == {
+            "float32",
+            "bfloat16",
+            "float16",
+            "float64",
+        }
+    assert all(row.detail for row in rows)
+    assert any(row.op == "fold_middle" and row.passed for row in rows)
+
+
+def test_unknown_family_is_one_line() -> None:
+    with pytest.raises(ValueError, match=r"^family must be one of triple_lora; got 'x'$"):
+        check_kernels("x")
+
+
+def _forward_and_wrong_gradient(*tensors, backend: str, **named) -> torch.Tensor:
+    y = triple_lora_linear(*tensors, **named, backend=backend)
+    if backend != "reference" and y.requires_grad:
+        y.register_hook(lambda grad: grad * 1.01)
+    return y
+
+
+_forward_and_wrong_gradient.__name__ = "triple_lora_linear"
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
+def test_a_wrong_gradient_is_found(dtype: torch.dtype) -> None:
+    """One per cent on all gradients, below bfloat16's rounding of a single element."""
+    case = next(case for case in TRIPLE_LORA_CASES if case.name == "tokens")
+    arguments = triple_lora_inputs(case, dtype=dtype)
+    tensors = {k: v for k, v in arguments.items() if k in ("x", "weight", "A", "T", "B", "bias")}
+    options = {k: v for k, v in arguments.items() if k not in tensors}
+    for name in ("x", "A", "T", "B"):
+        tensors[name].requires_grad_()
+    grad = torch.randn(*case.leading, case.out_features).to(dtype)
+    calls = (tensors, options, grad)
+    assert compare.within_budget(triple_lora_linear, *calls, backend="auto").passed
+    wrong = compare.within_budget(_forward_and_wrong_gradient, *calls, backend="auto")
+    if wrong.backend != "reference":
+        assert not wrong.passed and "over budget" in wrong.detail
+
+
+@pytest.mark.parametrize("previous", [False, True])
+def test_a_wrong_selection_is_found(monkeypatch: pytest.MonkeyPatch, previous: bool) -> None:
+    middle, scores = torch.randn(2, 8, 8), torch.randn(2, 8, 8)
+    given = {"previous": compare.choose(torch.randn(2, 8, 8), 3, None)} if previous else {}
+    assert compare.selection_is_exact(middle, scores, 3, **given).passed
+
+    def off_by_one(*arguments, **named):
+        T, index = select_middle(*arguments, **named)
+        return T, (index + 1) % 64
+
+    monkeypatch.setattr(compare, "select_middle", off_by_one)
+    verdict = compare.selection_is_exact(middle, scores, 3, **given)
+    assert not verdict.passed and "index" in verdict.detail
+
+
+def test_choose_ranks_special_values() -> None:
+    nan, inf = float("nan"), float("inf")
+    scores = torch.tensor([[nan, 1.0, -inf], [1.0, nan, inf], [0.0, -0.0, 1.0]])
+    # inf, then the three ones, then the zeros by index (0 and -0 tie), -inf, and NaN last
+    assert compare.choose(scores, 1, None).tolist() == [5]
+    assert compare.choose(scores, 2, None).tolist() == [1, 3, 5, 8]
+    assert compare.choose(scores, 2, torch.tensor([8, 0, 1, 2])).tolist() == [8, 3, 1, 5]
+
+
+def test_long_double_formulas_are_the_derivatives() -> None:
+    """Against central differences of its own forward pass: blocks, dropout, bias and base."""
+    generator = torch.Generator().manual_seed(0)
+
+    def normal(*shape: int) -> torch.Tensor:
+        return torch.randn(*shape, generator=generator, dtype=torch.float64)
+
+    tensors = {
+        "x": normal(3, 6),
+        "weight": normal(5, 6),
+        "A": normal(2, 4),
+        "T": normal(2, 2),
+        "B": normal(2, 2),
+        "bias": normal(5),
+        "base": normal(3, 5),
+    }
+    options = {
+        "scale": 0.7,
+        "block": 2,
+        "in_index": torch.tensor([0, 2]),
+        "out_index": torch.tensor([1]),
+        "dropout_p": 0.4,
+        "training": True,
+    }
+    grad, seed = normal(3, 5), torch.tensor([123])
+
+    def value(changed: dict[str, torch.Tensor]) -> np.longdouble:
+        y = long_double_results(changed, options, grad, seed=seed)["y"]
+        return (y * long_double(grad)).sum()
+
+    results = long_double_results(tensors, options, grad, seed=seed)
+    step = 2.0**-10
+    for name, tensor in tensors.items():
+        numeric = np.empty(tensor.shape)
+        for place in np.ndindex(*tensor.shape):
+            ends = []
+            for sign in (1, -1):
+                moved = tensor.clone()
+                moved[place] += sign * step
+                ends.append(value({**tensors, name: moved}))
+            numeric[place] = (ends[0] - ends[1]) / (2 * step)
+        # The value is a polynomial of degree at most 2 in one tensor: differences are exact.
+        np.testing.assert_allclose(
+            np.asarray(results[f"d{name}"], dtype=np.float64), numeric, rtol=0, atol=1e-9
+        )
