@@ -1,0 +1,58 @@
+"""The config that an algorithm's name stands for."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+from python_api.algorithms import ALGORITHMS
+
+__all__ = ["default_source", "known_algorithms"]
+
+# Three families, widths, depths, ranks and tasks; small enough for two cores and three minutes.
+PARTIES: list[dict[str, Any]] = [
+    {
+        "name": "sentiment",
+        "rank": 4,
+        "model": {"kind": "llama", "hidden_size": 64, "layers": 2, "heads": 4},
+        "task": {"data": "builtin:sentiment"},
+    },
+    {
+        "name": "topic",
+        "rank": 8,
+        "model": {"kind": "gpt2", "hidden_size": 96, "layers": 3, "heads": 4},
+        "task": {"data": "builtin:topic"},
+    },
+    {
+        "name": "intent",
+        "rank": 6,
+        "model": {"kind": "bert", "hidden_size": 80, "layers": 2, "heads": 4},
+        "task": {"data": "builtin:intent"},
+    },
+]
+# What FedIT averages must have one shape: one base, one rank.
+SHARED_BASE = {"kind": "llama", "hidden_size": 64, "layers": 2, "heads": 4}
+
+
+def known_algorithms() -> tuple[str, ...]:
+    """The names that `algorithm = ...` and the command line take."""
+    return tuple(ALGORITHMS)
+
+
+def default_source(algorithm: str) -> dict[str, Any]:
+    """The default config as a user would write it; a fresh dict."""
+    source: dict[str, Any] = {
+        "algorithm": algorithm,
+        "seed": 0,
+        "rounds": 5,
+        "device": "auto",
+        "train": {"max_length": 64},
+        "eval": {},
+        "h2tune": {"middle_rank": 16},
+        "party": copy.deepcopy(PARTIES),
+    }
+    if algorithm == "fedit":
+        source["models"] = {"shared": dict(SHARED_BASE)}
+        for party in source["party"]:
+            party |= {"rank": 8, "model": "shared"}
+    return source
