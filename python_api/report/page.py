@@ -53,7 +53,8 @@ def write_report(
     Args:
         folder: a run folder, in whatever state its run left it.
         others: further run folders, put beside the first one.
-        out: where the page goes; its folder also takes ``figures/``. Default: into `folder`.
+        out: where the page goes; its folder also takes ``figures/``. Default: ``report.html`` in
+            `folder`, or ``comparison.html`` there if there are others.
         figures: whether the PNG files are written; the page does not need them.
         extra: sections of what was measured beside these runs, shown before the runs' own.
 
@@ -66,7 +67,8 @@ def write_report(
     from python_api.report.figures import write_figures
 
     runs = _read_all([Path(folder), *(Path(other) for other in others)])
-    page = Path(out) if out is not None else runs[0].path / "report.html"
+    name = "report.html" if len(runs) == 1 else "comparison.html"
+    page = Path(out) if out is not None else runs[0].path / name
     if figures:
         folder = page.parent / "figures"
         for run in runs:

@@ -29,6 +29,8 @@ def speed_section(groups: Sequence[Any]) -> Section:
             f"{len(against) - len(lost)} of {len(against)} cases"
             + (f"; slower in: {_names(lost)}." if lost else ".")
         )
+    elif timed:
+        texts.append("No peer that computes the same was timed.")
     failed = [item for item in items if not item.ours.passed]
     if failed:
         texts.append(
