@@ -103,14 +103,16 @@ def load_task(task: TaskConfig, *, seed: int, party: str) -> TaskData:
 
 
 def task_from_rows(
-    rows: Sequence[dict[str, str]], task: TaskConfig, *, labels: Sequence[str] = ()
+    rows: Sequence[dict[str, str]], task: TaskConfig, *, labels: Sequence[str] | None = None
 ) -> tuple[Example, ...]:
     """Rows to predict or evaluate on; a label or an answer may be missing.
+
+    labels: the class names; without them labels are not read.
 
     Raises:
         InputError: a row without a text column, or a label that is none of `labels`.
     """
-    place = {label: number for number, label in enumerate(labels)}
+    place = {label: number for number, label in enumerate(labels or ())}
     column = task.label if task.kind == "classification" else task.answer
     found = []
     for index, row in enumerate(rows):
@@ -119,7 +121,7 @@ def task_from_rows(
         if task.kind == "generation":
             found.append(Example(text, answer=None if target is None else str(target)))
             continue
-        if target is not None and target not in place and target != "":
+        if labels is not None and target and target not in place:
             raise InputError(
                 f"{_where(rows, index)}: label {target!r}; expected one of {_listed(labels)}"
             )

@@ -1,0 +1,207 @@
+"""`fedkernels check`: what can be found wrong, and what a run will cost, without training."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from python_api.errors import InputError
+
+if TYPE_CHECKING:
+    from python_api.config import PartyConfig, RunConfig
+    from python_api.data.task import TaskData
+    from python_api.models.estimate import Estimate
+
+__all__ = ["BASIS", "CheckReport", "PartyCheck", "check"]
+
+BASIS = {
+    "trained": (
+        'basis "trained": each party trains A and B of its own, as published. Nothing fixes what an '
+        "entry of the shared tensor means to a party; no transfer between parties was seen in this "
+        "form. Compare with h2tune.share = false."
+    ),
+    "svd": (
+        'basis "svd": A and B are frozen to the singular vectors of the base\'s own weights; T is '
+        "shared among parties with the same frozen base, to all of whom an entry means the same."
+    ),
+    "rotated": (
+        'basis "rotated": the control of "svd"; each party\'s frozen basis is turned by a private '
+        "orthogonal matrix, so that an entry means something else to each."
+    ),
+}
+READS = {
+    "local": "alternate (for the number of passes)",
+    "centralised": "alternate (for the number of passes)",
+    "fedit": "alternate (for the number of passes) and weight",
+}
+
+
+@dataclass(frozen=True)
+class PartyCheck:
+    """One party. bytes_down, bytes_up: a round's, without framing. minutes: of local training."""
+
+    name: str
+    model: str
+    rank: int
+    estimate: Estimate
+    rows: tuple[int, int, int]
+    labels: tuple[str, ...]
+    cut: float
+    steps: int
+    bytes_down: int
+    bytes_up: int
+    minutes: float
+
+
+@dataclass(frozen=True)
+class CheckReport:
+    """parties in the config's order; notes: what to know; warnings: what `run` would refuse here."""
+
+    parties: tuple[PartyCheck, ...]
+    notes: tuple[str, ...]
+    warnings: tuple[str, ...]
+
+
+def check(config: RunConfig) -> CheckReport:
+    """Read all data, size up all models, and time one training-sized product; train nothing.
+
+    Of a checkpoint only `config.json` is read. A missing device is a warning, not an error.
+
+    Raises:
+        InputError: the first thing that `run` would refuse.
+    """
+    from python_api.algorithms import make
+    from python_api.data.task import load_task
+    from python_api.models.estimate import estimate, round_bytes
+
+    make(config)  # the algorithm's own refusals
+    data = {p.name: load_task(p.task, seed=config.seed, party=p.name) for p in config.parties}
+    lengths = {p.name: _lengths(p, data[p.name]) for p in config.parties}
+    estimates: dict[str, Estimate] = {}
+    for party in config.parties:
+        longest = max(lengths[party.name], default=1)
+        labels = data[party.name].labels
+        try:
+            made = estimate(party, config, n_labels=len(labels) or None, length=longest)
+        except InputError as error:
+            raise InputError(f"party.{party.name}: {error}") from error
+        if made.encoder and party.task.kind == "generation":
+            raise InputError(
+                f"party.{party.name}.task.kind: {party.model.kind or party.model.path} is an "
+                "encoder and cannot generate; expected classification"
+            )
+        estimates[party.name] = made
+    speed = _speed()
+    sent = round_bytes(estimates, config)
+    parties = tuple(
+        _party(p, config, data[p.name], lengths[p.name], estimates[p.name], sent[p.name], speed)
+        for p in config.parties
+    )
+    return CheckReport(parties, _notes(config), _warnings(config, estimates))
+
+
+def _party(
+    party: PartyConfig,
+    config: RunConfig,
+    data: TaskData,
+    lengths: list[int],
+    made: Estimate,
+    sent: tuple[int, int],
+    speed: float,
+) -> PartyCheck:
+    train = party.train
+    rows = train.batch_size * train.accumulate
+    steps = train.steps or train.epochs * -(-len(data.train) // rows)
+    from python_api.algorithms.baselines.plain import total_sweeps
+
+    passes = steps * total_sweeps(config)
+    tokens = sum(min(n, train.max_length) for n in lengths) / max(1, len(lengths)) * rows
+    # forward 2, backward 4 operations per weight and token; the frozen base needs no dW: 4 in all
+    seconds = passes * tokens * 4 * made.parameters / speed
+    return PartyCheck(
+        name=party.name,
+        model=model_name(party),
+        rank=party.rank,
+        estimate=made,
+        rows=(len(data.train), len(data.validation), len(data.test)),
+        labels=data.labels,
+        cut=sum(n > train.max_length for n in lengths) / max(1, len(lengths)),
+        steps=steps,
+        bytes_down=sent[0],
+        bytes_up=sent[1],
+        minutes=seconds / 60,
+    )
+
+
+def model_name(party: PartyConfig) -> str:
+    """`llama 64x2`, or the path."""
+    model = party.model
+    if model.path is not None:
+        return Path(model.path).name
+    return f"{model.kind} {model.hidden_size}x{model.layers}"
+
+
+def _lengths(party: PartyConfig, data: TaskData) -> list[int]:
+    """Tokens of every item of all splits, one end mark included.
+
+    Models built on the spot count bytes. For a checkpoint bytes are an upper bound for every
+    tokenizer that falls back on bytes; its own tokenizer is not loaded here.
+    """
+    items = (*data.train, *data.validation, *data.test)
+    return [
+        len((f"{e.text}\n{e.answer}" if e.answer else e.text).encode()) + 1 for e in items
+    ]
+
+
+def _speed(seconds: float = 0.2) -> float:
+    """float32 operations per second of a product as thin as those of small models."""
+    import torch
+
+    a, b = torch.randn(512, 128), torch.randn(128, 128)
+    a @ b
+    count, start = 0, time.perf_counter()
+    while time.perf_counter() - start < seconds:
+        a @ b
+        count += 1
+    return count * 2 * 512 * 128 * 128 / (time.perf_counter() - start)
+
+
+def _notes(config: RunConfig) -> tuple[str, ...]:
+    notes = []
+    if config.algorithm == "h2tune":
+        notes.append(BASIS[config.h2tune.basis])
+    else:
+        notes.append(f"[h2tune]: {config.algorithm} reads {READS[config.algorithm]}, no other key.")
+    if any(p.model.path for p in config.parties):
+        notes.append("Lengths of parties with model.path are in bytes: an upper bound of tokens.")
+    notes.append(
+        "Memory: frozen base, values, gradients and AdamW moments of what trains, and what one "
+        "training step keeps; without Python and libraries. Minutes: multiply-adds of local training "
+        "at the speed of one thin product timed just now, so a lower bound."
+    )
+    return tuple(notes)
+
+
+def _warnings(config: RunConfig, estimates: Mapping[str, Estimate]) -> tuple[str, ...]:
+    import torch
+
+    found: list[Any] = []
+    devices = {p.name: p.device or config.device for p in config.parties}
+    for name, device in devices.items():
+        if device.startswith("cuda") and not torch.cuda.is_available():
+            found.append(f"party.{name}: device {device} is not on this machine; run would exit 2")
+    for party in config.parties:
+        context = estimates[party.name].context
+        if party.model.path is not None:
+            folder = Path(party.model.path)
+            if folder.is_dir() and not any(folder.glob("*.safetensors")):
+                found.append(f"party.{party.name}: {folder} holds no *.safetensors; run would exit 2")
+            if context is not None and party.train.max_length > context:
+                found.append(
+                    f"party.{party.name}: max_length {party.train.max_length} is above the "
+                    f"{context} tokens that the model takes"
+                )
+    return tuple(found)

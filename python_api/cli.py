@@ -1,0 +1,345 @@
+"""The command `fedkernels`. Bodies live elsewhere and are imported when their command runs."""
+
+from __future__ import annotations
+
+import sys
+from enum import Enum
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from python_api.errors import InputError, RunFailed
+
+__all__ = ["app", "main"]
+
+app = typer.Typer(
+    name="fedkernels",
+    help="Federated fine-tuning of models that differ in width, depth, rank and task.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+
+
+class Device(str, Enum):
+    """Where tensors live."""
+
+    cpu = "cpu"
+    cuda = "cuda"
+
+
+class Format(str, Enum):
+    """What `export` writes."""
+
+    peft = "peft"
+    merged = "merged"
+
+
+Sets = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="KEY=VALUE", help="A key of the config; VALUE is TOML."),
+]
+OnDevice = Annotated[Device | None, typer.Option(help="Beats every device in the config.")]
+RunDir = Annotated[Path, typer.Argument(metavar="DIR", help="A run folder.")]
+PartyName = Annotated[str, typer.Argument(metavar="PARTY", help="A party of the run.")]
+Table = Annotated[Path, typer.Argument(metavar="FILE", help=".jsonl, .csv, .tsv or .parquet")]
+
+
+@app.command()
+def run(
+    source: Annotated[str, typer.Argument(metavar="ALGORITHM|CONFIG.toml")],
+    set_: Sets = None,
+    out: Annotated[Path | None, typer.Option(help="The run folder.")] = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace that run.")] = False,
+    device: OnDevice = None,
+) -> None:
+    """Run an algorithm, by name or by config."""
+    from python_api.config import parse_set
+    from python_api.run import run as start
+
+    done = start(
+        source,
+        out=out,
+        overrides=parse_set(set_ or ()),
+        device=device.value if device else None,
+        overwrite=overwrite,
+    )
+    _summary(done)
+    print(f"report: {done.report}")
+
+
+@app.command()
+def config(
+    algorithm: Annotated[str, typer.Argument(metavar="[ALGORITHM]")] = "h2tune",
+    explain: Annotated[bool, typer.Option("--explain", help="What each key does.")] = False,
+) -> None:
+    """Write a commented TOML to start from."""
+    from python_api.config import explain as written
+    from python_api.config import known_algorithms
+    from python_api.config.keys import nearest
+
+    known = known_algorithms()
+    if algorithm not in known:
+        near = nearest(algorithm, known)
+        hint = f"nearest known: {near}" if near else f"expected one of {', '.join(known)}"
+        raise InputError(f"{algorithm}: no such algorithm; {hint}")
+    print(written(algorithm, full=explain), end="")
+
+
+@app.command()
+def check(
+    source: Annotated[str, typer.Argument(metavar="CONFIG")],
+    set_: Sets = None,
+    device: OnDevice = None,
+) -> None:
+    """Find what is wrong, and what a run costs, without training."""
+    from python_api.check import check as look
+    from python_api.config import load_config, parse_set
+
+    resolved = load_config(source, parse_set(set_ or ()), device=device.value if device else None)
+    report = look(resolved)
+    rows = []
+    for party in report.parties:
+        made = party.estimate
+        rows.append(
+            [
+                party.name,
+                party.model,
+                f"{made.parameters / 1e6:.2f} M",
+                str(party.rank),
+                f"{made.layers} x {' '.join(made.slots)}",
+                "/".join(map(str, party.rows)),
+                f"{100 * party.cut:.1f} %",
+                _size(party.bytes_down),
+                _size(party.bytes_up),
+                _size(made.peak_bytes),
+                f"{party.minutes:.1f}",
+            ]
+        )
+    names = "party|model|weights|rank|layers x slots|train/val/test|cut|down|up|memory|minutes"
+    _table(names.split("|"), rows, title=f"{resolved.algorithm}, {resolved.rounds} rounds")
+    for note in report.notes:
+        print(note)
+    for warning in report.warnings:
+        print(f"warning: {warning}", file=sys.stderr)
+
+
+@app.command()
+def predict(
+    folder: RunDir,
+    party: PartyName,
+    file: Table,
+    out: Annotated[Path | None, typer.Option(help="Where to write; default: standard output.")] = None,
+) -> None:
+    """Add predictions to the rows of a file."""
+    from python_api.data.loaders import write_rows
+    from python_api.data.task import task_from_rows
+
+    if out is None and file.suffix == ".parquet":
+        raise InputError(f"{file}: .parquet does not go to standard output; expected --out FILE")
+    trained, own, rows = _rows(folder, party, file)
+    task_from_rows(rows, own.task)  # a row without a text: file and line, before any model loads
+    found = trained.predict(rows)
+    if out is not None:
+        write_rows(found, out)
+        print(f"{len(found)} rows: {out}")
+        return
+    import tempfile
+
+    with tempfile.TemporaryDirectory() as place:
+        path = Path(place) / f"rows{file.suffix}"
+        write_rows(found, path)
+        print(path.read_text(encoding="utf-8"), end="")
+
+
+@app.command()
+def evaluate(folder: RunDir, party: PartyName, file: Table) -> None:
+    """Measure a trained party on the rows of a file."""
+    trained, own, rows = _rows(folder, party, file)
+    column = own.task.label if own.task.kind == "classification" else own.task.answer
+    for index, row in enumerate(rows):
+        if column not in row:
+            raise InputError(f"{rows.where(index)}: no column {column!r}; found {', '.join(row)}")
+    found = trained.evaluate(rows)
+    _table(["metric", "value"], [[name, f"{value:.4f}"] for name, value in found.items()])
+
+
+@app.command()
+def export(
+    folder: RunDir,
+    party: PartyName,
+    format: Annotated[Format, typer.Option(help="An adapter, or the whole model.")] = Format.peft,
+    out: Annotated[Path | None, typer.Option(help="A new folder.")] = None,
+) -> None:
+    """Write a party's model for PEFT or transformers."""
+    from python_api.run import load
+
+    trained = load(folder).party(party)
+    place = out or folder / "export" / f"{party}-{format.value}"
+    if place.exists():
+        raise InputError(f"{place}: exists; expected a new folder, by --out DIR")
+    trained.model.model.export(place, format=format.value)
+    print(f"{format.value}: {place}")
+
+
+@app.command()
+def report(folders: Annotated[list[Path], typer.Argument(metavar="DIR...")]) -> None:
+    """Write the report of a run again; of several, with a comparison."""
+    from python_api.report import write_report
+
+    print(f"report: {write_report(folders[0], *folders[1:])}")
+
+
+@app.command()
+def bench(
+    family: Annotated[str, typer.Argument(metavar="[FAMILY]")] = "triple_lora",
+    device: Annotated[Device, typer.Option()] = Device.cpu,
+    quick: Annotated[bool, typer.Option("--quick", help="Small sizes, under 30 s.")] = False,
+) -> None:
+    """Time the kernels against their peers, each behind its test."""
+    from fedkernels_benchmarks.run import default_path, run_family
+    from fedkernels_benchmarks.table import print_table
+
+    path = default_path(device.value)
+    rows = run_family(
+        family,
+        device=device.value,
+        quick=quick,
+        out=path,
+        progress=lambda line: print(line, file=sys.stderr, flush=True),
+    )
+    print_table(rows)
+    print(f"rows: {path}")
+    failed = [row for row in rows if row.gate.startswith("failed") and row.contender == "ours"]
+    if failed:
+        raise RunFailed(f"{len(failed)} rows failed their test; first: {failed[0].case}")
+
+
+@app.command("check-kernels")
+def check_kernels(
+    family: Annotated[str | None, typer.Argument(metavar="[FAMILY]")] = None,
+    device: Annotated[Device, typer.Option()] = Device.cpu,
+) -> None:
+    """Hold every kernel to its specification on this machine."""
+    from fedkernels.testing.check import check_kernels as look
+
+    rows = look(family, device=device.value, progress=lambda row: print(row, flush=True))
+    failed = [row for row in rows if row.status == "failed"]
+    if failed:
+        raise RunFailed(f"{len(failed)} of {len(rows)} checks failed; first: {failed[0]}")
+    print(f"{sum(row.passed for row in rows)} of {len(rows)} passed, none failed")
+
+
+@app.command()
+def info() -> None:
+    """What is installed and built, and which backends run here."""
+    from fedkernels.info import collect, render
+
+    print(render(collect()))
+
+
+@app.command()
+def demo() -> None:
+    """The algorithms on built-in data, and the kernels' speed: runs/demo/report.html."""
+    from python_api.demo import demo as show
+
+    show()
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Runs the command line. 0; 1 a run failed; 2 bad input; 130 interrupted."""
+    try:
+        outcome = app(arguments, standalone_mode=False)
+    except RunFailed as error:
+        return _fail(error, 1)
+    except ValueError as error:  # InputError, and the functions of fedkernels
+        return _fail(error, 2)
+    except KeyboardInterrupt as error:
+        return _fail(error if str(error) else "interrupted", 130)
+    except Exception as error:
+        name = type(error).__name__
+        if name == "NoArgsIsHelpError":
+            print(error)
+            return 2
+        if hasattr(error, "format_message"):  # a usage error of the command line itself
+            return _fail(error.format_message(), 2)
+        if name == "Abort":
+            return _fail("interrupted", 130)
+        import traceback
+
+        traceback.print_exc()
+        return 1
+    return outcome if isinstance(outcome, int) else 0
+
+
+def _fail(error: object, code: int) -> int:
+    print(" ".join(str(error).split()), file=sys.stderr)
+    return code
+
+
+def _rows(folder: Path, party: str, file: Path) -> tuple[Any, Any, Any]:
+    """The trained party, its config, and the file's rows read as its training file was."""
+    from python_api.data.loaders import read_rows
+    from python_api.run import load
+
+    done = load(folder)
+    trained = done.party(party)
+    own = next(p for p in done.config.parties if p.name == party)
+    columns = own.task.columns if file.suffix in (".csv", ".tsv") else None
+    return trained, own, read_rows(file, columns=columns)
+
+
+def _summary(done: Any) -> None:
+    """A row per party: what it is, accuracy before and after, bytes."""
+    from python_api.check import model_name
+
+    first: dict[str, float] = {}
+    for row in done.metrics:
+        if (row["metric"], row["split"]) == ("accuracy", "test"):
+            first.setdefault(row["party"], row["value"])
+    last = done.headline()
+    sent: dict[str, int] = {}
+    for row in done.traffic:
+        sent[row["party"]] = sent.get(row["party"], 0) + row["bytes"]
+    rows = [
+        [
+            party.name,
+            model_name(party),
+            str(party.rank),
+            party.task.data or party.task.kind,
+            f"{first[party.name]:.3f}" if party.name in first else "-",
+            f"{last[party.name]:.3f}" if party.name in last else "-",
+            _size(sent.get(party.name, 0)),
+        ]
+        for party in done.config.parties
+    ]
+    names = ["party", "model", "rank", "task", "before", "accuracy", "sent"]
+    _table(names, rows, title=f"{done.config.algorithm}: test accuracy")
+
+
+def _size(count: float) -> str:
+    for unit in ("B", "kB", "MB"):
+        if count < 1000:
+            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
+        count /= 1000
+    return f"{count:.1f} GB"
+
+
+def _table(names: list[str], rows: list[list[str]], *, title: str | None = None) -> None:
+    from rich.console import Console
+    from rich.table import Table as RichTable
+
+    table = RichTable(*names, title=title, title_justify="left")
+    for row in rows:
+        table.add_row(*row)
+    # a pipe or a log has no width of its own; tables are not cut there
+    console = Console()
+    if not console.is_terminal:
+        console = Console(width=max(console.width, 160))
+    console.print(table)
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
