@@ -90,11 +90,12 @@ class Progress:
         return min((self._round - 1 + turns) / self.rounds, 1.0)
 
     def seconds_left(self) -> float | None:
-        """None until there is something to reckon from."""
+        """None in the first second, where there is nothing to reckon from."""
         share = self.share()
-        if self._began is None or share <= 0:
+        elapsed = 0.0 if self._began is None else time.perf_counter() - self._began
+        if share <= 0 or elapsed < 1:
             return None
-        return (time.perf_counter() - self._began) * (1 - share) / share
+        return elapsed * (1 - share) / share
 
     def line(
         self,

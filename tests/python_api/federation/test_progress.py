@@ -70,7 +70,7 @@ def test_a_log_holds_plain_lines_and_not_too_many(clock):
     shown.round_done(2, 2)
     lines = stream.getvalue().splitlines()
     assert lines[0] == "h2tune, seed 0"
-    assert lines[1] == "round 1/2  a  train 1/100  loss 0.5  0:00 left"
+    assert lines[1] == "round 1/2  a  train 1/100  loss 0.5"
     assert lines[2] == "round 1/2  a  train 11/100  loss 0.5  2:52 left"
     assert 10 <= len(lines) <= 14
     assert lines[-1] == "round 2/2 done  a 0.812"
