@@ -85,8 +85,6 @@ def run_algorithm(
             folder = _run(algorithm, config, path, overwrite, recorder, progress, dump)
     finally:
         progress.stop()
-    if not progress.silent:
-        print(f"report: {folder.path / 'report.html'}")
     return Run(folder.path)
 
 

@@ -365,12 +365,11 @@ def test_a_line_cut_by_a_kill_is_passed_over(toy, tmp_path):
     assert len(run.metrics) == 3
 
 
-def test_the_path_of_the_report_is_printed_at_the_end(toy, tmp_path, capsys):
-    path = tmp_path / "run"
-    start(toy, path, progress=LogProgress())
-    assert capsys.readouterr().out == f"report: {path / 'report.html'}\n"
-    start(toy, tmp_path / "quiet", progress=None)
-    assert capsys.readouterr().out == ""
+def test_standard_output_is_left_to_the_command(toy, tmp_path, capsys):
+    run = start(toy, tmp_path / "run", progress=LogProgress())
+    shown = capsys.readouterr()
+    assert shown.out == "" and "round 3/3 done" in shown.err
+    assert run.report == tmp_path / "run" / "report.html"
 
 
 def test_importing_the_package_loads_no_torch():
