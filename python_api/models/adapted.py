@@ -95,16 +95,21 @@ class AdaptedModel(nn.Module):
         width = _hidden_width(self.model, base.encoder)
         self.head = None
         if n_labels is not None:
-            self.head = nn.utils.skip_init(nn.Linear, width, n_labels)
-            bound = 1 / math.sqrt(width)
-            with torch.no_grad():
-                for parameter in self.head.parameters():
-                    parameter.uniform_(-bound, bound, generator=generator)
-            self.head.to(device)
+            # From the meta device, so that nn.Linear draws nothing from the global random state.
+            self.head = nn.Linear(width, n_labels, device="meta")
+            for name, shape in (("weight", (n_labels, width)), ("bias", (n_labels,))):
+                value = _uniform(shape, width, generator).to(device)
+                setattr(self.head, name, nn.Parameter(value))
         self.register_buffer("class_weight", class_weight, persistent=False)
         self._backbone().register_forward_hook(self._gather)
         if gradient_checkpointing:
-            self.model.gradient_checkpointing_enable({"use_reentrant": False})
+            # Renamed in transformers 5; earlier releases know the first name alone.
+            enable = getattr(
+                self.model,
+                "activation_checkpointing_enable",
+                self.model.gradient_checkpointing_enable,
+            )
+            enable({"use_reentrant": False})
             # Without it nothing that enters the first layer asks for a gradient.
             self.model.enable_input_require_grads()
 
@@ -293,7 +298,9 @@ class AdaptedModel(nn.Module):
             for slot in self.slots:
                 by_path.setdefault(sites[slot].path, []).append(slot)
                 weight = self._slot_weight(sites[slot])
-                A[slot] = _kaiming(self.rank, weight.shape[1], generator).to(weight.device)
+                A[slot] = _uniform((self.rank, weight.shape[1]), weight.shape[1], generator).to(
+                    weight.device
+                )
                 B[slot] = torch.zeros(weight.shape[0], self.rank, device=weight.device)
             for path, slots in by_path.items():
                 layer = AdaptedLinear(
@@ -358,10 +365,10 @@ def _share(model: nn.Module, *, copy_weights: bool) -> nn.Module:
     return copy.deepcopy(model, memo)
 
 
-def _kaiming(rank: int, width: int, generator: torch.Generator) -> Tensor:
+def _uniform(shape: tuple[int, ...], width: int, generator: torch.Generator) -> Tensor:
     # Kaiming-uniform with a = sqrt(5) over fan-in `width`: the bound is 1 / sqrt(width).
     bound = 1 / math.sqrt(width)
-    return torch.empty(rank, width).uniform_(-bound, bound, generator=generator)
+    return torch.empty(shape).uniform_(-bound, bound, generator=generator)
 
 
 def _hidden_width(model: nn.Module, encoder: bool) -> int:
