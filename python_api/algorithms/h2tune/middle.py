@@ -63,6 +63,14 @@ class PartyMiddle(nn.Module):
     step; "block": the leading r x r block, always. An entry that stays keeps its slot in T.
     """
 
+    shared: Tensor
+    index: Tensor
+    trained: Tensor
+    previous_T: Tensor
+    previous_index: Tensor
+    received: Tensor
+    closed: Tensor
+
     def __init__(
         self,
         shared: Tensor,

@@ -14,9 +14,9 @@ if TYPE_CHECKING:
 
 __all__ = ["SCORE_LR", "SharedOptimizer"]
 
-# A score's gradient is dT * M, about 1e-4 at the start, against scores spread over 1/sqrt(R). Tried on
-# two tiny parties, R = 16, r = 4, 20 steps a round: at 1 under 0.5 % of Omega changed in any round, at
-# 100 15 % in the first and 1 % later.
+# A score's gradient is dT * M, about 1e-4 at the start, against scores spread over 1/sqrt(R). Tried
+# on two tiny parties, R = 16, r = 4, 20 steps a round: at 1 under 0.5 % of Omega changed in any
+# round, at 100 15 % in the first and 1 % later.
 SCORE_LR = 100.0
 
 

@@ -8,6 +8,8 @@ from typing import Any
 import pytest
 import torch
 
+from python_api.algorithms.h2tune.middle import PartyMiddle
+from python_api.algorithms.h2tune.optimise import SharedOptimizer
 from python_api.algorithms.h2tune.server import first_shared
 from python_api.errors import InputError, RunFailed
 from python_api.federation.seeds import generator
@@ -241,43 +243,55 @@ def test_shuffled_gives_another_partys_numbers_out_of_place(tmp_path: Path) -> N
         assert not torch.equal(got, theirs)
 
 
-def test_two_identical_parties_move_like_one_and_like_fedit(tmp_path: Path) -> None:
-    """Without heterogeneity the aggregate is each party's own, in H2Tune as in FedIT."""
-    final = {}
-    for algorithm, names in (("h2tune", "ab"), ("h2tune", "a"), ("fedit", "ab"), ("fedit", "a")):
-        parties = [party(tmp_path, n, rank=4) | {"model": "shared"} for n in names]
-        keys = {"relation": "last", "ridge": 0.0, "alternate": "joint"}
-        run = Federated(
-            config(
-                parties,
-                algorithm=algorithm,
-                h2tune=keys,
-                models={"shared": LLAMA},
-                train={"steps": 8, "lr": 2e-3},
-            )
-        )
-        a = run.parties["a"]
-        for other in run.parties.values():  # the same start, data and order
-            other.model.load_adapter_state(a.model.adapter_state())
-            other.train, other.test = a.train, a.test
-            other.macro_batches = a.macro_batches
-            if algorithm == "h2tune":
-                other._make_middle = lambda G, o=other: make_equal(o, G)
-        run.run()
-        final[algorithm, names] = run.recorder.value("a", "loss", round=2, phase="local")
-        start = run.recorder.value("a", "loss", round=0, phase="local")
-    assert final["h2tune", "ab"] == pytest.approx(final["h2tune", "a"], rel=1e-4)
-    assert final["fedit", "ab"] == pytest.approx(final["fedit", "a"], rel=1e-4)
-    gap = abs(final["h2tune", "ab"] - final["fedit", "ab"])
-    assert gap < 0.1 * abs(start - final["fedit", "ab"])
+def identical(folder: Path, algorithm: str, names: str) -> tuple[float, float, dict]:
+    """Parties with one start, data set and order: loss of "a" before and after, and its state."""
+    parties = [party(folder, n, rank=4) | {"model": "shared"} for n in names]
+    keys = {"relation": "last", "ridge": 0.0, "alternate": "joint"}
+    models, train = {"shared": LLAMA}, {"steps": 8, "lr": 2e-3}
+    run = Federated(config(parties, algorithm=algorithm, h2tune=keys, models=models, train=train))
+    a = run.parties["a"]
+    for other in run.parties.values():
+        other.model.load_adapter_state(a.model.adapter_state())
+        other.train, other.test = a.train, a.test
+        other.macro_batches = a.macro_batches
+        if algorithm == "h2tune":
+            other._make_middle = lambda G, o=other: make_equal(o, G)
+    run.run()
+    losses = [run.recorder.value("a", "loss", round=t, phase="local") for t in (0, 2)]
+    return losses[0], losses[1], a.model.adapter_state()
 
 
 def make_equal(member: Any, G: torch.Tensor) -> None:
-    from python_api.algorithms.h2tune.middle import PartyMiddle
+    generator = torch.Generator().manual_seed(0)
+    member.middle = PartyMiddle(G, layers=2, rank=4, relation="last", generator=generator)
 
-    member.middle = PartyMiddle(
-        G, layers=2, rank=4, relation="last", generator=torch.Generator().manual_seed(0)
+
+@pytest.mark.parametrize("algorithm", ["h2tune", "fedit"])
+def test_two_identical_parties_move_like_one(tmp_path: Path, algorithm: str) -> None:
+    _, both, state = identical(tmp_path, algorithm, "ab")
+    _, one, alone = identical(tmp_path, algorithm, "a")
+    assert both == pytest.approx(one, rel=1e-4)
+    for name, value in state.items():
+        torch.testing.assert_close(value, alone[name], rtol=1e-3, atol=1e-5)
+
+
+def test_without_heterogeneity_h2tune_is_fedit_up_to_the_middle(
+    tmp_path: Path, monkeypatch: Any
+) -> None:
+    """Two identical parties: with T held at 0 the very same factors; with T trained, close by."""
+    start, fedit, factors = identical(tmp_path, "fedit", "ab")
+    _, h2tune, _ = identical(tmp_path, "h2tune", "ab")
+    assert abs(h2tune - fedit) < abs(start - fedit)
+    monkeypatch.setattr(SharedOptimizer, "step", lambda self: None)
+    monkeypatch.setattr(
+        "python_api.algorithms.h2tune.algorithm.first_shared",
+        lambda *a, **k: torch.zeros(2, 7, 4, 4),
     )
+    _, held, state = identical(tmp_path, "h2tune", "ab")
+    assert held == pytest.approx(fedit, rel=1e-4)
+    for name, value in factors.items():
+        if not name.startswith("head"):
+            torch.testing.assert_close(state[name], value, rtol=1e-3, atol=1e-5)
 
 
 # ---- svd ---------------------------------------------------------------------------------------
