@@ -1,15 +1,15 @@
 """What a party will need, before anything is trained: parameters, memory, bytes per round.
 
-The formula for memory: the frozen weights, plus 16 bytes for each trained float32 number (its value,
-its gradient, two AdamW moments), plus what one training step keeps alive at its fullest moment times
-the allocator's overhead. What a step keeps is counted, not guessed: one step runs on tensors that
-have shapes but no data, and every storage is followed from its birth to its end. Only `config.json`
-is read.
+The formula for memory: the frozen weights, plus 16 bytes for each trained float32 number (its
+value, its gradient, two AdamW moments), plus what one training step keeps alive at its fullest
+moment times the allocator's overhead. What a step keeps is counted, not guessed: one step runs on
+tensors that have shapes but no data, and every storage is followed from its birth to its end. Only
+`config.json` is read.
 
-The overhead is 1.35 on the CPU, since glibc keeps freed pieces: over nine cases (llama, gemma, gpt2,
-opt, bert; hidden 64 to 1024) the prediction then is 0.86 to 1.14 of the measured peak; with every
-tensor mapped on its own (`MALLOC_MMAP_THRESHOLD_=65536`) the bare count was 0.95 to 1.06 of it. On
-CUDA the overhead is taken as 1.
+The overhead is 1.35 on the CPU, since glibc keeps freed pieces: over nine cases (llama, gemma,
+gpt2, opt, bert; hidden 64 to 1024) the prediction then is 0.86 to 1.14 of the measured peak; with
+every tensor mapped on its own (`MALLOC_MMAP_THRESHOLD_=65536`) the bare count was 0.95 to 1.06 of
+it. On CUDA the overhead is taken as 1.
 """
 
 from __future__ import annotations

@@ -92,7 +92,8 @@ def memory(entry):
 
 def train(kind, size, layers, rows, length):
     config, encoder = build_config(kind, hidden_size=size, layers=layers, heads=4)
-    base = Base(_finished(_fresh(config, 0, encoder=encoder), encoder=encoder), None, encoder=encoder)
+    made = _finished(_fresh(config, 0, encoder=encoder), encoder=encoder)
+    base = Base(made, None, encoder=encoder)
     sites = find_slots(base.model)
     model = AdaptedModel(base, sites, rank=4, alpha=8, n_labels=2, seed=0).train()
     T = torch.zeros(layers, len(model.slots), 4, 4, requires_grad=True)

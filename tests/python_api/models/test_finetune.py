@@ -248,7 +248,7 @@ def test_an_encoder_is_refused_for_generation(tmp_path):
     party = run.parties[0]
     bert = party.model.model_copy(update={"kind": "bert"})
     run = run.model_copy(update={"parties": (party.model_copy(update={"model": bert}),)})
-    with pytest.raises(InputError, match="party.one.task.kind: bert is an encoder"):
+    with pytest.raises(InputError, match=r"party\.one\.task\.kind: bert is an encoder"):
         make_parties(run)
 
 
