@@ -119,11 +119,14 @@ class Section:
         return [*self._means(), *self._goals(), *self._notes()]
 
     def _means(self) -> list[str]:
-        found = [(peer, self.mean(peer)) for peer in self.peers]
-        parts = [f"{mean:.3f}x {peer}" for peer, mean in found if mean is not None]
+        parts = []
+        for peer in self.peers:
+            mean, cases = self.mean(peer), sum(i.ratio(peer) is not None for i in self.items)
+            if mean is not None:
+                parts.append(f"{mean:.3f}x {peer} ({cases} of {len(self.items)} cases)")
         if len(self.items) < 2 or not parts:
             return []
-        return [f"geometric mean over {len(self.items)} cases: {', '.join(parts)}"]
+        return [f"geometric mean: {', '.join(parts)}"]
 
     def _goals(self) -> list[str]:
         if self.direction == SAVED:
@@ -138,8 +141,10 @@ class Section:
             if not held:
                 continue
             if goal.mean:
-                mean = self.mean(goal.peer.name)
-                word = "met" if _met(goal, mean) else "missed"
+                # A case without a figure is not left out of the mean that is promised.
+                blank = sum(item.ratio(goal.peer.name) is None for item in held)
+                met = not blank and _met(goal, self.mean(goal.peer.name))
+                word = "met" if met else "missed" + (f" ({blank} without a figure)" * bool(blank))
                 lines.append(f"goal: {_text(goal)} in the geometric mean: {word}")
                 continue
             ratios = {item.ours.case: item.ratio(goal.peer.name) for item in held}

@@ -72,11 +72,18 @@ def test_a_lost_case_and_a_missed_goal_are_named() -> None:
     assert "0.990x addmm path | **LOST** |" in text
     assert "Cases lost to a peer: 1 of 2 (triple_lora_linear N512 D1024 r16 float32" in text
     mean = math.sqrt(1.05 * 1.2)
-    assert f"geometric mean over 2 cases: {mean:.3f}x PEFT" in text
+    assert f"geometric mean: {mean:.3f}x PEFT (2 of 2 cases)" in text
     assert "goal: at least 1.10x PEFT in the geometric mean: met" in text
     assert "goal: never slower than PEFT in 2 cases: met (worst 1.050x)" in text
     assert "goal: never slower than addmm path in 2 cases: missed" in text
     assert "at most 12 % over the bare linear in N2048 D1024 r16: missed" in text  # no figure
+
+
+def test_a_mean_over_fewer_cases_does_not_meet_a_goal() -> None:
+    failed = second(row("ours", None, gate="failed: y over budget 3 times", n=0))
+    text = markdown_table([row("ours", 1000.0), row("PEFT", 2000.0), failed])
+    assert "goal: at least 1.10x PEFT in the geometric mean: missed (1 without a figure)" in text
+    assert "geometric mean: 2.000x PEFT (1 of 2 cases)" in text
 
 
 def test_a_failed_gate_is_printed_as_a_failure_and_not_as_a_time() -> None:
