@@ -15,11 +15,11 @@ if TYPE_CHECKING:
     from python_api.data.task import TaskData
     from python_api.models.estimate import Estimate
 
-__all__ = ["BASIS", "CheckReport", "PartyCheck", "check"]
+__all__ = ["BASIS", "CheckReport", "PartyCheck", "check", "model_name", "preflight"]
 
 BASIS = {
     "trained": (
-        'basis "trained": each party trains A and B of its own, as published. Nothing fixes what an '
+        'basis "trained": each party trains its own A and B, as published. Nothing fixes what an '
         "entry of the shared tensor means to a party; no transfer between parties was seen in this "
         "form. Compare with h2tune.share = false."
     ),
@@ -58,7 +58,7 @@ class PartyCheck:
 
 @dataclass(frozen=True)
 class CheckReport:
-    """parties in the config's order; notes: what to know; warnings: what `run` would refuse here."""
+    """parties in the config's order; notes: what to know; warnings: what `run` refuses here."""
 
     parties: tuple[PartyCheck, ...]
     notes: tuple[str, ...]
@@ -73,12 +73,9 @@ def check(config: RunConfig) -> CheckReport:
     Raises:
         InputError: the first thing that `run` would refuse.
     """
-    from python_api.algorithms import make
-    from python_api.data.task import load_task
     from python_api.models.estimate import estimate, round_bytes
 
-    make(config)  # the algorithm's own refusals
-    data = {p.name: load_task(p.task, seed=config.seed, party=p.name) for p in config.parties}
+    data = preflight(config)
     lengths = {p.name: _lengths(p, data[p.name]) for p in config.parties}
     estimates: dict[str, Estimate] = {}
     for party in config.parties:
@@ -101,6 +98,27 @@ def check(config: RunConfig) -> CheckReport:
         for p in config.parties
     )
     return CheckReport(parties, _notes(config), _warnings(config, estimates))
+
+
+def preflight(config: RunConfig) -> dict[str, TaskData]:
+    """Every party's data, after the algorithm, the data and `config.json` were looked at.
+
+    Raises:
+        InputError: what the algorithm refuses, bad data, or a path that is no checkpoint.
+    """
+    from python_api.algorithms import make
+    from python_api.data.task import load_task
+    from python_api.models.disk import read_config
+
+    make(config)
+    data = {p.name: load_task(p.task, seed=config.seed, party=p.name) for p in config.parties}
+    for party in config.parties:
+        if party.model.path is not None:
+            try:
+                read_config(party.model.path)
+            except InputError as error:
+                raise InputError(f"party.{party.name}: {error}") from error
+    return data
 
 
 def _party(
@@ -151,9 +169,7 @@ def _lengths(party: PartyConfig, data: TaskData) -> list[int]:
     tokenizer that falls back on bytes; its own tokenizer is not loaded here.
     """
     items = (*data.train, *data.validation, *data.test)
-    return [
-        len((f"{e.text}\n{e.answer}" if e.answer else e.text).encode()) + 1 for e in items
-    ]
+    return [len((f"{e.text}\n{e.answer}" if e.answer else e.text).encode()) + 1 for e in items]
 
 
 def _speed(seconds: float = 0.2) -> float:
@@ -179,8 +195,8 @@ def _notes(config: RunConfig) -> tuple[str, ...]:
         notes.append("Lengths of parties with model.path are in bytes: an upper bound of tokens.")
     notes.append(
         "Memory: frozen base, values, gradients and AdamW moments of what trains, and what one "
-        "training step keeps; without Python and libraries. Minutes: multiply-adds of local training "
-        "at the speed of one thin product timed just now, so a lower bound."
+        "training step keeps; without Python and libraries. Minutes: operations of local training "
+        "at the speed of one thin product timed now, so a lower bound."
     )
     return tuple(notes)
 
@@ -198,7 +214,9 @@ def _warnings(config: RunConfig, estimates: Mapping[str, Estimate]) -> tuple[str
         if party.model.path is not None:
             folder = Path(party.model.path)
             if folder.is_dir() and not any(folder.glob("*.safetensors")):
-                found.append(f"party.{party.name}: {folder} holds no *.safetensors; run would exit 2")
+                found.append(
+                    f"party.{party.name}: {folder} holds no *.safetensors; run would exit 2"
+                )
             if context is not None and party.train.max_length > context:
                 found.append(
                     f"party.{party.name}: max_length {party.train.max_length} is above the "

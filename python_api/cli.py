@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from enum import Enum
+from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -23,14 +23,14 @@ app = typer.Typer(
 )
 
 
-class Device(str, Enum):
+class Device(StrEnum):
     """Where tensors live."""
 
     cpu = "cpu"
     cuda = "cuda"
 
 
-class Format(str, Enum):
+class Format(StrEnum):
     """What `export` writes."""
 
     peft = "peft"
@@ -56,14 +56,17 @@ def run(
     device: OnDevice = None,
 ) -> None:
     """Run an algorithm, by name or by config."""
-    from python_api.config import parse_set
+    from python_api.check import preflight
+    from python_api.config import load_config, parse_set
     from python_api.run import run as start
 
+    overrides, place = parse_set(set_ or ()), device.value if device else None
+    preflight(load_config(source, overrides, device=place))  # one line, before any progress shows
     done = start(
         source,
         out=out,
-        overrides=parse_set(set_ or ()),
-        device=device.value if device else None,
+        overrides=overrides,
+        device=place,
         overwrite=overwrite,
     )
     _summary(done)
@@ -131,7 +134,9 @@ def predict(
     folder: RunDir,
     party: PartyName,
     file: Table,
-    out: Annotated[Path | None, typer.Option(help="Where to write; default: standard output.")] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="Where to write; default: standard output.")
+    ] = None,
 ) -> None:
     """Add predictions to the rows of a file."""
     from python_api.data.loaders import write_rows

@@ -42,8 +42,9 @@ def _party(party: PartyConfig, config: RunConfig, *, scaled: bool) -> dict[str, 
     mine, common = _train(party.train), _train(config.train)
     values |= {key: value for key, value in mine.items() if common.get(key) != value}
     values["model"] = party.model.shared or _model(party.model)
-    # built-in data brings its own test split, whose size stands in its name
-    values["task"] = _plain(party.task, leave=("test",) if party.task.data is not None else ())
+    # built-in data brings its columns, and its test split, whose size stands in its name
+    brought = ("test", "text", "label") if party.task.data is not None else ()
+    values["task"] = _plain(party.task, leave=brought)
     return values
 
 

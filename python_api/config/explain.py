@@ -25,7 +25,7 @@ WIDTH = 34  # where comments begin, if the line leaves room
 HEAD = """\
 # {algorithm}: as it stands, this file runs as `fedkernels run {algorithm}` does.
 # Your own data: in [party.task] give train = "file.csv", text = "column", label = "column" in place
-# of data; paths count from this file. Your own model: in [party.model] path = "a checkpoint folder"."""
+# of data; paths count from this file. Your own model: in [party.model] path = "a folder"."""
 
 
 def explain(algorithm: str = "h2tune", *, full: bool = False) -> str:

@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-import copy
 import re
-import tomllib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, TypeVar, get_args
+from typing import Any, TypeVar
 
 from pydantic import ValidationError
 
-from python_api.config.defaults import default_source, known_algorithms
+from python_api.config.defaults import known_algorithms
 from python_api.config.keys import CHOICE_KEYS, TRAIN, check_keys, nearest, table_of
+from python_api.config.messages import one_line
 from python_api.config.overrides import Overrides
 from python_api.config.presets import preset
+from python_api.config.read import read_source
 from python_api.config.schema import (
     SLOTS,
     EvalConfig,
@@ -55,30 +55,8 @@ def load_config(
     >>> [party.rank for party in config.parties], config.rounds
     ([4, 4, 4], 2)
     """
-    values, base, name = _read(source)
+    values, base, name = read_source(source)
     return _Resolver(values, base, name, Overrides.parse(overrides or {})).run(device)
-
-
-def _read(source: str | Path | Mapping[str, Any]) -> tuple[dict[str, Any], Path, str]:
-    if isinstance(source, Mapping):
-        return copy.deepcopy(dict(source)), Path.cwd(), "config"
-    if str(source) in known_algorithms():
-        return default_source(str(source)), Path.cwd(), str(source)
-    path = Path(source)
-    if not path.is_file():
-        if path.suffix != ".toml" and "/" not in str(source):
-            near = nearest(str(source), known_algorithms())
-            hint = f"; nearest known: {near}" if near else f"; known: {', '.join(known_algorithms())}"
-            raise InputError(f"{source}: neither an algorithm nor a file{hint}")
-        raise InputError(f"{path}: no such file; expected a TOML config or an algorithm's name")
-    try:
-        text = path.read_text(encoding="utf-8-sig")
-        values = tomllib.loads(text)
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise InputError(f"{path}: not valid TOML: {error}") from error
-    if not values:
-        raise InputError(f'{path}: is empty; expected algorithm = "..." and [[party]] tables')
-    return values, path.resolve().parent, str(path)
 
 
 class _Resolver:
@@ -353,6 +331,8 @@ class _Resolver:
                 f'data = "{task.data.partition("?")[0]}?test=N" for another size'
             )
         self._task_complete(task, where)
+        if task.data is not None:  # the columns of a file to predict on
+            task = task.model_copy(update={"text": ("text",), "label": "label"})
         files = {
             key: self.path(value)
             for key in ("train", "test", "validation")
@@ -380,19 +360,21 @@ class _Resolver:
                 fail(": data and a validation file; expected data alone")
             return
         if task.train is None:
-            fail(": no train; expected a file (.jsonl, .csv, .tsv, .parquet), or data = "
-                 '"builtin:sentiment"')
+            fail(
+                ": no train; expected a file (.jsonl, .csv, .tsv, .parquet), or data = "
+                '"builtin:sentiment"'
+            )
         wanted, other = ("text", "label"), ("question", "answer")
         if task.kind == "generation":
             wanted, other = other, wanted
         for key in wanted:
             if not getattr(task, key):
-                fail(f": no {key}; expected the name of the {key} column for kind = "
-                     f'"{task.kind}"')
+                fail(f': no {key}; expected the name of the {key} column for kind = "{task.kind}"')
         for key in other:
             if getattr(task, key):
-                fail(f'.{key}: is not read for kind = "{task.kind}"; expected '
-                     f"{' and '.join(wanted)}")
+                fail(
+                    f'.{key}: is not read for kind = "{task.kind}"; expected {" and ".join(wanted)}'
+                )
 
     # ---- helpers ----------------------------------------------------------------------------
 
@@ -423,41 +405,4 @@ class _Resolver:
         try:
             return cls(**values)
         except ValidationError as error:
-            raise InputError(f"{self.source}: {_line(cls, error, where)}") from error
-
-
-def _line(cls: type[Table], error: ValidationError, where: str) -> str:
-    """The first finding of pydantic in the words of this package."""
-    first = error.errors()[0]
-    key = str(first["loc"][0]) if first["loc"] else ""
-    name = ".".join(part for part in (where, key) if part)
-    if first["type"] == "missing":
-        return f"{name}: is missing"
-    context = first.get("ctx", {})
-    expected = {
-        "int_type": "a whole number",
-        "float_type": "a number",
-        "bool_type": "true or false",
-        "string_type": "a text in quotes",
-        "dict_type": "a table",
-        "tuple_type": "a list",
-        "greater_than_equal": f"at least {context.get('ge')}",
-        "greater_than": f"above {context.get('gt')}",
-        "less_than": f"below {context.get('lt')}",
-        "finite_number": "a finite number",
-    }.get(first["type"], first["msg"].lower())
-    if len(error.errors()) > 1 and key in ("test", "validation"):
-        expected = "a file, or a share from 0 up to but not including 1"
-    if first["type"] == "literal_error":
-        choices = get_args(cls.model_fields[key].annotation)
-        expected = "one of " + ", ".join(
-            str(c).lower() if isinstance(c, bool) else f'"{c}"' for c in choices
-        )
-    value = values_at(first)
-    return f"{name}: {value}; expected {expected}"
-
-
-def values_at(finding: Any) -> str:
-    """The value as TOML would show it."""
-    value = finding["input"]
-    return str(value).lower() if isinstance(value, bool) else repr(value)
+            raise InputError(f"{self.source}: {one_line(cls, error, where)}") from error

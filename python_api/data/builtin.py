@@ -9,7 +9,7 @@ topic: the thing's field (food, travel, home), or complaint where what is said i
 intent: order, praise where it is good, refund, repair where it is bad; a verb decides which.
 
 Each polar word is one of several synonyms. All parties see four pairs of them, topic and intent one
-more each that nobody else sees; in the training texts of sentiment two of its four pairs are rare (a
+more each that nobody else sees; in training texts of sentiment two of its four pairs are rare (a
 tenth of the texts), in its test texts they are not.
 """
 

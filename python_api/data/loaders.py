@@ -1,4 +1,4 @@
-"""Tables from files: .jsonl, .csv, .tsv, .parquet. Every value is a text, every error has a line."""
+"""Tables from files: .jsonl, .csv, .tsv, .parquet. Values are texts, errors have a line."""
 
 from __future__ import annotations
 
@@ -60,7 +60,9 @@ def read_rows(path: str | Path, *, columns: Sequence[str] | None = None) -> Rows
             raise InputError(f"{path}:{line}: not UTF-8; expected UTF-8 text") from error
         if not text.strip():
             raise InputError(f"{path}: is empty; expected rows")
-        rows = _jsonl(path, text, columns) if path.suffix == ".jsonl" else _table(path, text, columns)
+        rows = (
+            _jsonl(path, text, columns) if path.suffix == ".jsonl" else _table(path, text, columns)
+        )
     if not rows:
         raise InputError(f"{path}: has no rows; expected at least one below the header")
     return rows
@@ -77,7 +79,9 @@ def _jsonl(path: Path, text: str, columns: Sequence[str] | None) -> Rows:
         try:
             value = json.loads(line)
         except json.JSONDecodeError as error:
-            raise InputError(f"{path}:{number}: not JSON ({error.msg}); expected an object") from error
+            raise InputError(
+                f"{path}:{number}: not JSON ({error.msg}); expected an object"
+            ) from error
         if not isinstance(value, dict):
             raise InputError(f"{path}:{number}: {type(value).__name__}; expected an object")
         rows.append({key: _text(v) for key, v in value.items() if v is not None})

@@ -80,7 +80,9 @@ def load_task(task: TaskConfig, *, seed: int, party: str) -> TaskData:
         draw = random.Random(seed_for(seed, 0, party, "validation split"))
         items, validation = split(items, task.validation, draw=draw, key=stratum)
     if task.kind == "generation":
-        made = [tuple(Example(i.text, answer=i.target) for i in s) for s in (items, validation, test)]
+        made = [
+            tuple(Example(i.text, answer=i.target) for i in s) for s in (items, validation, test)
+        ]
         return TaskData(task.kind, made[0], made[1], made[2], ())
     labels = tuple(sorted({item.target for item in items}))
     if len(labels) < 2:
@@ -134,7 +136,7 @@ def split(
 ) -> tuple[list[T], list[T]]:
     """(rest, drawn): `share` of the items of each class, at least one of a class stays.
 
-    Both keep the order of `items`. Over all classes together round(share * n) items are drawn (fewer
+    Both keep the order of `items`. Over all classes round(share * n) items are drawn (fewer
     where classes have one item), the parts below one going to the classes that lack most.
 
     >>> split("aabbb", 0.4, draw=random.Random(0), key=str)

@@ -133,7 +133,9 @@ def test_three_parties_differ_in_everything_by_default() -> None:
 
 
 def test_defaults_hold_columns_and_parties_hold_files() -> None:
-    values = source(defaults={"task": {"text": "t", "label": "l"}}, own={"task": {"train": "a.csv"}})
+    values = source(
+        defaults={"task": {"text": "t", "label": "l"}}, own={"task": {"train": "a.csv"}}
+    )
     task = load_config(values).parties[0].task
     assert (task.text, task.label) == (("t",), "l")
 

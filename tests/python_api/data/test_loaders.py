@@ -81,5 +81,5 @@ def test_missing_file_and_bad_bytes(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="no such file"):
         read_rows(tmp_path / "none.csv")
     (tmp_path / "a.csv").write_bytes(b"text\nok\n\xff\n")
-    with pytest.raises(InputError, match="a.csv:3: not UTF-8"):
+    with pytest.raises(InputError, match=r"a.csv:3: not UTF-8"):
         read_rows(tmp_path / "a.csv")
