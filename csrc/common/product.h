@@ -29,14 +29,7 @@ inline void tile(int64_t K, const T* a, int64_t a_row, int64_t a_k, const T* b, 
   using vec = typename Simd<T>::vec;
   constexpr int64_t lanes = Simd<T>::lanes;
   vec sum[M][2];
-  for (int i = 0; i < M; ++i) {
-    if (zero) {
-      sum[i][0] = sum[i][1] = vec{};
-    } else {
-      sum[i][0] = *reinterpret_cast<const vec*>(c + i * c_row);
-      sum[i][1] = *reinterpret_cast<const vec*>(c + i * c_row + lanes);
-    }
-  }
+  for (int i = 0; i < M; ++i) sum[i][0] = sum[i][1] = vec{};
   for (int64_t k = 0; k < K; ++k) {
     const vec b0 = *reinterpret_cast<const vec*>(b);
     const vec b1 = *reinterpret_cast<const vec*>(b + lanes);
@@ -48,9 +41,13 @@ inline void tile(int64_t K, const T* a, int64_t a_row, int64_t a_k, const T* b, 
     a += a_k;
     b += b_k;
   }
+  // Sums of a run start at 0 and are added to what is there: errors grow with the length of a run
+  // plus the number of runs, not with their product.
   for (int i = 0; i < M; ++i) {
-    *reinterpret_cast<vec*>(c + i * c_row) = sum[i][0];
-    *reinterpret_cast<vec*>(c + i * c_row + lanes) = sum[i][1];
+    vec* to0 = reinterpret_cast<vec*>(c + i * c_row);
+    vec* to1 = reinterpret_cast<vec*>(c + i * c_row + lanes);
+    *to0 = zero ? sum[i][0] : *to0 + sum[i][0];
+    *to1 = zero ? sum[i][1] : *to1 + sum[i][1];
   }
 }
 
@@ -78,12 +75,17 @@ inline void multiply_panel(int64_t rows, int64_t K, const T* a, int64_t a_row, i
                               zero);
 }
 
-// C (rows, N) (+)= A (rows, K) B (K, N), N a multiple of `columns`, B and C plain row-major.
+// C (rows, N) (+)= A (rows, K) B (K, N), N a multiple of `columns`, B and C plain row-major, B small
+// enough for the first caches. Rows of C come in runs, so that a run of A serves all of N from there.
 template <typename T>
 inline void multiply(int64_t rows, int64_t K, int64_t N, const T* a, int64_t a_row, int64_t a_k,
                      const T* b, T* c, bool zero) {
-  for (int64_t j = 0; j < N; j += columns<T>) {
-    multiply_panel<T>(rows, K, a, a_row, a_k, b + j, N, c + j, N, zero);
+  constexpr int64_t run = 16 * tile_rows;
+  for (int64_t i = 0; i < rows; i += run) {
+    const int64_t n = rows - i < run ? rows - i : run;
+    for (int64_t j = 0; j < N; j += columns<T>) {
+      multiply_panel<T>(n, K, a + i * a_row, a_row, a_k, b + j, N, c + i * N + j, N, zero);
+    }
   }
 }
 
@@ -125,6 +127,40 @@ inline void narrow_row(const T* in, F16* out, int64_t n) {
   for (; i < n; ++i) narrow(in[i], out + i);
 }
 
+// out (K, N) = in (N, K)^T.
+template <typename T, int64_t N, int64_t K>
+inline void turn(const T* in, T* out) {
+#if VECTOR_BYTES >= 32
+  if constexpr (sizeof(T) == 4) {
+    for (int64_t n = 0; n < N; n += 8) {
+      for (int64_t k = 0; k < K; k += 8) {
+        __m256 r[8], s[8];
+        for (int i = 0; i < 8; ++i) r[i] = _mm256_loadu_ps(in + (n + i) * K + k);
+        for (int i = 0; i < 4; ++i) {
+          s[2 * i] = _mm256_unpacklo_ps(r[2 * i], r[2 * i + 1]);
+          s[2 * i + 1] = _mm256_unpackhi_ps(r[2 * i], r[2 * i + 1]);
+        }
+        for (int i = 0; i < 2; ++i) {
+          r[4 * i] = _mm256_shuffle_ps(s[4 * i], s[4 * i + 2], 0x44);
+          r[4 * i + 1] = _mm256_shuffle_ps(s[4 * i], s[4 * i + 2], 0xEE);
+          r[4 * i + 2] = _mm256_shuffle_ps(s[4 * i + 1], s[4 * i + 3], 0x44);
+          r[4 * i + 3] = _mm256_shuffle_ps(s[4 * i + 1], s[4 * i + 3], 0xEE);
+        }
+        for (int i = 0; i < 4; ++i) {
+          _mm256_storeu_ps(out + (k + i) * N + n, _mm256_permute2f128_ps(r[i], r[4 + i], 0x20));
+          _mm256_storeu_ps(out + (k + 4 + i) * N + n,
+                           _mm256_permute2f128_ps(r[i], r[4 + i], 0x31));
+        }
+      }
+    }
+    return;
+  }
+#endif
+  for (int64_t k = 0; k < K; ++k) {
+    for (int64_t n = 0; n < N; ++n) out[k * N + n] = in[n * K + k];
+  }
+}
+
 // One panel of B (K, N) with strides (k_stride, n_stride), from column `first`; columns past N are 0.
 template <typename T, typename S>
 inline void pack_panel(const S* in, int64_t k_stride, int64_t n_stride, int64_t K, int64_t N,
@@ -150,10 +186,8 @@ inline void pack_panel(const S* in, int64_t k_stride, int64_t n_stride, int64_t 
         for (int64_t k = 0; k < n; ++k) turned[c * run + k] = widen(row[k * k_stride]);
       }
     }
-    if (given == width) {
-      for (int64_t k = 0; k < n; ++k) {
-        for (int64_t c = 0; c < width; ++c) out[(k0 + k) * width + c] = turned[c * run + k];
-      }
+    if (given == width && n == run) {
+      turn<T, width, run>(turned, out + k0 * width);
     } else {
       for (int64_t k = 0; k < n; ++k) {
         for (int64_t c = 0; c < given; ++c) out[(k0 + k) * width + c] = turned[c * run + k];

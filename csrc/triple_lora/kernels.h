@@ -26,14 +26,28 @@ struct Rows {
   int64_t stride;
 };
 
+// Rows whose stride is a multiple of 2 KiB fall on the same few sets of the first two caches, where
+// they push each other out: such a block is copied to rows of an uneven stride.
+template <typename T, typename S>
+constexpr bool reads_in_place(int64_t dim) {
+  return std::is_same_v<T, S> && dim * sizeof(T) % 2048 != 0;
+}
+
+template <typename T>
+constexpr int64_t uneven(int64_t dim) {
+  return dim + 64 / static_cast<int64_t>(sizeof(T));
+}
+
 template <typename T, typename S>
 Rows<T> plain_rows(const S* in, int64_t dim, int64_t begin, int64_t rows, T* scratch) {
   if constexpr (std::is_same_v<T, S>) {
-    return {in + begin * dim, dim};
-  } else {
-    for (int64_t i = 0; i < rows; ++i) widen_row(in + (begin + i) * dim, scratch + i * dim, dim);
-    return {scratch, dim};
+    if (reads_in_place<T, S>(dim)) return {in + begin * dim, dim};
   }
+  const int64_t stride = uneven<T>(dim);
+  for (int64_t i = 0; i < rows; ++i) {
+    widen_row(in + (begin + i) * dim, scratch + i * stride, dim);
+  }
+  return {scratch, stride};
 }
 
 // `plain` without the columns that are not active, times the dropout factor.
@@ -64,12 +78,18 @@ inline void block_mask(const Dropout& dropout, int64_t dim, int64_t begin, int64
   }
 }
 
-// out (rows, rank) = a (rows, K) times panels (K, rank).
+// out (rows, rank) = a (rows, K) times panels (K, rank). A run of k is read once for all panels.
 template <typename T>
 void thin_product(Rows<T> a, int64_t rows, int64_t K, int64_t rank, const T* panels, T* out) {
-  for (int64_t j = 0; j < rank; j += columns<T>) {
-    multiply_panel<T>(rows, K, a.data, a.stride, 1, panels + j * K, columns<T>, out + j, rank, true);
+  constexpr int64_t run = 256;
+  for (int64_t k = 0; k < K; k += run) {
+    const int64_t n = K - k < run ? K - k : run;
+    for (int64_t j = 0; j < rank; j += columns<T>) {
+      multiply_panel<T>(rows, n, a.data + k, a.stride, 1, panels + j * K + k * columns<T>,
+                        columns<T>, out + j, rank, k == 0);
+    }
   }
+  if (K == 0) std::memset(out, 0, sizeof(T) * rows * rank);
 }
 
 // sum (rows, columns) = a (rows, K) times one panel, k in runs that stay in cache.
@@ -83,27 +103,145 @@ void wide_product(Rows<T> a, int64_t rows, int64_t K, const T* panel, T* sum) {
   }
 }
 
-// sum (columns (rows of a)^T, rank) += a^T b over the rows of a block.
+// sum (dim, rank) += a^T b over the rows of a block, a (rows, dim), b (rows, rank). Pieces of a are
+// copied together first: read in place, a column of it would touch a line of the cache for each row.
 template <typename T>
 void add_outer(Rows<T> a, int64_t rows, int64_t dim, int64_t rank, const T* b, T* sum) {
-  multiply<T>(dim, rows, rank, a.data, 1, a.stride, b, sum, false);
+  constexpr int64_t width = 96, depth = 64;
+  T piece[depth * width];
+  for (int64_t n = 0; n < rows; n += depth) {
+    const int64_t deep = rows - n < depth ? rows - n : depth;
+    for (int64_t d = 0; d < dim; d += width) {
+      const int64_t wide = dim - d < width ? dim - d : width;
+      for (int64_t i = 0; i < deep; ++i) {
+        std::memcpy(piece + i * width, a.data + (n + i) * a.stride + d, sizeof(T) * wide);
+      }
+      multiply<T>(wide, deep, rank, piece, 1, width, b + n * rank, sum + d * rank, false);
+    }
+  }
+}
+
+// What is added to the sums of a tile before they are rounded and stored.
+template <typename T, typename S>
+struct Finish {
+  int64_t dim;             // columns of out
+  const T* bias;           // (dim padded), or null
+  const S* added;          // (N, dim), may be out itself, or null
+  S* out;                  // (N, dim)
+};
+
+template <typename T, typename S>
+inline void finish_row(const Finish<T, S>& f, int64_t n, int64_t column, int64_t given, T* row) {
+  constexpr int64_t width = columns<T>;
+  const int64_t at = n * f.dim + column;
+  if (f.bias != nullptr) {
+    for (int64_t c = 0; c < width; ++c) row[c] += f.bias[column + c];
+  }
+  if (f.added != nullptr) {
+    T held[width];
+    widen_row(f.added + at, held, given);
+    for (int64_t c = 0; c < given; ++c) row[c] += held[c];
+  }
+  if (std::is_same_v<T, S> && given == width) {
+    std::memcpy(f.out + at, row, sizeof(T) * width);
+  } else {
+    narrow_row(row, f.out + at, given);
+  }
+}
+
+// The part of an output that comes through the rank: thin (rows, rank) times panels (r, dim).
+template <typename T>
+struct Thin {
+  int64_t r, rank;
+  const T* rows;
+  const T* panels;
+  const uint8_t* active;   // for each panel, whether it holds anything
+  const uint8_t* keep;     // (rows, dim) dropout mask, or null
+  T factor;
+};
+
+template <typename T>
+inline void masked_add(const Thin<T>& t, int64_t dim, int64_t i, int64_t column, int64_t given,
+                       const T* delta, T* row) {
+  const uint8_t* mask = t.keep + i * dim + column;
+  for (int64_t c = 0; c < given; ++c) row[c] += mask[c] ? delta[c] * t.factor : T{0};
+}
+
+// out = (a [wide panels] + thin) and what `finish` adds, panel by panel: the rows stay in cache.
+template <typename T, typename S>
+void joined_product(Rows<T> a, int64_t n, int64_t rows, int64_t K, const T* wide,
+                    const Thin<T>& thin, const Finish<T, S>& finish, int64_t first, int64_t last) {
+  constexpr int64_t width = columns<T>;
+  T sum[most_rows * width], delta[most_rows * width];
+  for (int64_t p = first; p < last; ++p) {
+    const int64_t column = p * width;
+    const int64_t given = finish.dim - column < width ? finish.dim - column : width;
+    wide_product<T>(a, rows, K, wide + p * K * width, sum);
+    const bool masked = thin.keep != nullptr && thin.active[p];
+    if (thin.active[p]) {
+      // Under dropout the adapter's part is masked by itself: it needs sums of its own.
+      multiply_panel<T>(rows, thin.r, thin.rows, thin.rank, 1, thin.panels + p * thin.r * width,
+                        width, masked ? delta : sum, width, masked);
+    }
+    for (int64_t i = 0; i < rows; ++i) {
+      if (masked) {
+        masked_add(thin, finish.dim, i, column, given, delta + i * width, sum + i * width);
+      }
+      finish_row(finish, n + i, column, given, sum + i * width);
+    }
+  }
+}
+
+// out = thin and what `finish` adds, a few rows at a time: out streams through once.
+template <typename T, typename S>
+void thin_only(int64_t n, int64_t rows, const Thin<T>& thin, const Finish<T, S>& finish,
+               int64_t first, int64_t last) {
+  constexpr int64_t width = columns<T>;
+  const bool in_place = finish.added == finish.out && finish.bias == nullptr;
+  T sum[tile_rows * width], delta[tile_rows * width];
+  for (int64_t i = 0; i < rows; i += tile_rows) {
+    const int64_t m = rows - i < tile_rows ? rows - i : tile_rows;
+    const T* from = thin.rows + i * thin.rank;
+    for (int64_t p = first; p < last; ++p) {
+      const int64_t column = p * width;
+      const int64_t given = finish.dim - column < width ? finish.dim - column : width;
+      const T* panel = thin.panels + p * thin.r * width;
+      if (in_place && !thin.active[p]) continue;
+      if constexpr (std::is_same_v<T, S>) {
+        if (in_place && given == width && thin.keep == nullptr) {
+          T* out = finish.out + (n + i) * finish.dim + column;
+          multiply_panel<T>(m, thin.r, from, thin.rank, 1, panel, width, out, finish.dim, false);
+          continue;
+        }
+      }
+      T* target = thin.keep != nullptr ? delta : sum;
+      std::memset(sum, 0, sizeof(T) * m * width);
+      if (thin.active[p]) {
+        multiply_panel<T>(m, thin.r, from, thin.rank, 1, panel, width, target, width, true);
+      }
+      for (int64_t k = 0; k < m; ++k) {
+        if (thin.keep != nullptr && thin.active[p]) {
+          masked_add(thin, finish.dim, i + k, column, given, delta + k * width, sum + k * width);
+        }
+        finish_row(finish, n + i + k, column, given, sum + k * width);
+      }
+    }
+  }
 }
 
 template <typename T, typename S>
 void forward_rows(const Forward<T>& f, int64_t begin, int64_t end, int64_t first, int64_t last) {
-  constexpr int64_t width = columns<T>;
   const S* x = static_cast<const S*>(f.x);
-  const S* base = static_cast<const S*>(f.base);
   S* y = static_cast<S*>(f.y);
-  constexpr bool in_place = std::is_same_v<T, S>;
   const bool dropped = f.dropout.on, gathered = f.in_map != nullptr;
-  Scratch<T> wide(in_place ? 0 : block_rows * f.D_in);
-  Scratch<T> narrow_x(dropped || gathered ? block_rows * f.in_active : 0);
-  Scratch<uint8_t> keep(dropped ? block_rows * f.D_in : 0);
-  Scratch<T> h(block_rows * f.rank);
-  T sum[block_rows * width];
-  for (int64_t n = begin; n < end; n += block_rows) {
-    const int64_t rows = end - n < block_rows ? end - n : block_rows;
+  Scratch<T> wide(reads_in_place<T, S>(f.D_in) ? 0 : f.block_rows * uneven<T>(f.D_in));
+  Scratch<T> narrow_x(dropped || gathered ? f.block_rows * f.in_active : 0);
+  Scratch<uint8_t> keep(dropped ? f.block_rows * f.D_in : 0);
+  Scratch<T> h(f.block_rows * f.rank);
+  const Thin<T> thin{f.r, f.rank, h.get(), f.Q, f.Q_active, nullptr, T{1}};
+  const Finish<T, S> finish{f.D_out, f.bias, static_cast<const S*>(f.base), y};
+  for (int64_t n = begin; n < end; n += f.block_rows) {
+    const int64_t rows = end - n < f.block_rows ? end - n : f.block_rows;
     const Rows<T> plain = plain_rows<T, S>(x, f.D_in, n, rows, wide.get());
     if (dropped) block_mask(f.dropout, f.D_in, n, rows, keep.get());
     const Rows<T> adapted = adapter_rows<T>(plain, f.D_in, f.in_map, f.in_active, f.dropout,
@@ -114,41 +252,10 @@ void forward_rows(const Forward<T>& f, int64_t begin, int64_t end, int64_t first
         std::memcpy(f.h + (n + i) * f.r, h.get() + i * f.rank, sizeof(T) * f.r);
       }
     }
-    for (int64_t p = first; p < last; ++p) {
-      const int64_t column = p * width;
-      const int64_t given = f.D_out - column < width ? f.D_out - column : width;
-      const bool delta = f.Q_active[p];
-      if (f.panels != nullptr) {
-        wide_product<T>(plain, rows, f.D_in, f.panels + p * f.D_in * width, sum);
-      } else if (delta) {
-        std::memset(sum, 0, sizeof(T) * rows * width);
-      } else if (f.base == nullptr && f.bias == nullptr) {
-        continue;  // y holds the product, or is zero already
-      } else {
-        std::memset(sum, 0, sizeof(T) * rows * width);
-      }
-      if (delta) {
-        multiply_panel<T>(rows, f.r, h.get(), f.rank, 1, f.Q + p * f.r * width, width, sum, width,
-                          false);
-      }
-      const S* added = f.panels != nullptr ? nullptr : base != nullptr ? base : y;
-      for (int64_t i = 0; i < rows; ++i) {
-        T* row = sum + i * width;
-        const int64_t at = (n + i) * f.D_out + column;
-        if (f.bias != nullptr) {
-          for (int64_t c = 0; c < width; ++c) row[c] += f.bias[column + c];
-        }
-        if (added != nullptr) {
-          T held[width];
-          widen_row(added + at, held, given);
-          for (int64_t c = 0; c < given; ++c) row[c] += held[c];
-        }
-        if (in_place && given == width) {
-          std::memcpy(y + at, row, sizeof(T) * width);
-        } else {
-          narrow_row(row, y + at, given);
-        }
-      }
+    if (f.panels != nullptr) {
+      joined_product<T, S>(plain, n, rows, f.D_in, f.panels, thin, finish, first, last);
+    } else {
+      thin_only<T, S>(n, rows, thin, finish, first, last);
     }
   }
 }
@@ -156,28 +263,31 @@ void forward_rows(const Forward<T>& f, int64_t begin, int64_t end, int64_t first
 template <typename T, typename S>
 void backward_rows(const Backward<T>& f, const Sums<T>& sums, int64_t begin, int64_t end,
                    int64_t first, int64_t last) {
-  constexpr int64_t width = columns<T>;
-  constexpr bool in_place = std::is_same_v<T, S>;
   const S* g = static_cast<const S*>(f.g);
   const S* x = static_cast<const S*>(f.x);
   S* dx = static_cast<S*>(f.dx);
   const bool dropped = f.dropout.on;
   const bool wants_A = sums.dA != nullptr;
-  Scratch<T> wide_g(in_place ? 0 : block_rows * f.D_out);
-  Scratch<T> wide_x(in_place || !wants_A ? 0 : block_rows * f.D_in);
-  Scratch<T> narrow_g(f.out_map != nullptr ? block_rows * f.out_active : 0);
-  Scratch<T> narrow_x(wants_A && (dropped || f.in_map) ? block_rows * f.in_active : 0);
-  Scratch<uint8_t> keep(dropped ? block_rows * f.D_in : 0);
-  Scratch<T> dh(block_rows * f.rank), h(sums.dQ != nullptr ? block_rows * f.rank : 0);
+  const bool in_place = reads_in_place<T, S>(f.D_out);
+  Scratch<T> wide_g(in_place ? 0 : f.block_rows * uneven<T>(f.D_out));
+  Scratch<T> wide_x(reads_in_place<T, S>(f.D_in) || !wants_A ? 0
+                                                             : f.block_rows * uneven<T>(f.D_in));
+  Scratch<T> narrow_g(f.out_map != nullptr ? f.block_rows * f.out_active : 0);
+  Scratch<T> narrow_x(wants_A && (dropped || f.in_map) ? f.block_rows * f.in_active : 0);
+  Scratch<uint8_t> keep(dropped ? f.block_rows * f.D_in : 0);
+  Scratch<T> dh(f.block_rows * f.rank), h(sums.dQ != nullptr ? f.block_rows * f.rank : 0);
+  const Thin<T> thin{f.r,     f.rank,     dh.get(),
+                     f.A,     f.A_active, dropped ? keep.get() : nullptr,
+                     static_cast<T>(f.dropout.factor)};
+  const Finish<T, S> finish{f.D_in, nullptr, f.accumulate ? dx : nullptr, dx};
   const Dropout none;
-  T sum[block_rows * width], delta[block_rows * width];
-  for (int64_t n = begin; n < end; n += block_rows) {
-    const int64_t rows = end - n < block_rows ? end - n : block_rows;
+  for (int64_t n = begin; n < end; n += f.block_rows) {
+    const int64_t rows = end - n < f.block_rows ? end - n : f.block_rows;
     const Rows<T> plain = plain_rows<T, S>(g, f.D_out, n, rows, wide_g.get());
     const Rows<T> active = adapter_rows<T>(plain, f.D_out, f.out_map, f.out_active, none, nullptr,
                                            rows, narrow_g.get());
     if (dropped && (wants_A || dx)) block_mask(f.dropout, f.D_in, n, rows, keep.get());
-    thin_product<T>(active, rows, f.out_active, f.rank, f.Q, dh.get());
+    if (wants_A || dx) thin_product<T>(active, rows, f.out_active, f.rank, f.Q, dh.get());
     if (wants_A) {
       const Rows<T> read = plain_rows<T, S>(x, f.D_in, n, rows, wide_x.get());
       const Rows<T> adapted = adapter_rows<T>(read, f.D_in, f.in_map, f.in_active, f.dropout,
@@ -198,43 +308,10 @@ void backward_rows(const Backward<T>& f, const Sums<T>& sums, int64_t begin, int
       }
     }
     if (dx == nullptr) continue;
-    for (int64_t p = first; p < last; ++p) {
-      const int64_t column = p * width;
-      const int64_t given = f.D_in - column < width ? f.D_in - column : width;
-      const bool adapter = f.A_active[p];
-      if (f.panels != nullptr) {
-        wide_product<T>(plain, rows, f.D_out, f.panels + p * f.D_out * width, sum);
-      } else if (adapter || !f.accumulate) {
-        std::memset(sum, 0, sizeof(T) * rows * width);
-      } else {
-        continue;
-      }
-      if (adapter) {
-        // Under dropout the adapter's part is masked by itself: it needs sums of its own.
-        multiply_panel<T>(rows, f.r, dh.get(), f.rank, 1, f.A + p * f.r * width, width,
-                          dropped ? delta : sum, width, dropped);
-      }
-      for (int64_t i = 0; i < rows; ++i) {
-        T* row = sum + i * width;
-        const int64_t at = (n + i) * f.D_in + column;
-        if (adapter && dropped) {
-          const uint8_t* mask = keep.get() + i * f.D_in + column;
-          const T factor = static_cast<T>(f.dropout.factor);
-          for (int64_t c = 0; c < given; ++c) {
-            row[c] += mask[c] ? delta[i * width + c] * factor : T{0};
-          }
-        }
-        if (f.accumulate) {
-          T held[width];
-          widen_row(dx + at, held, given);
-          for (int64_t c = 0; c < given; ++c) row[c] += held[c];
-        }
-        if (in_place && given == width) {
-          std::memcpy(dx + at, row, sizeof(T) * width);
-        } else {
-          narrow_row(row, dx + at, given);
-        }
-      }
+    if (f.panels != nullptr) {
+      joined_product<T, S>(plain, n, rows, f.D_out, f.panels, thin, finish, first, last);
+    } else {
+      thin_only<T, S>(n, rows, thin, finish, first, last);
     }
   }
 }

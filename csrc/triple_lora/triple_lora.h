@@ -15,8 +15,11 @@
 
 namespace fedkernels {
 
-// Rows of a block share every panel they pass; a panel's run of k stays in the first two caches.
-constexpr int64_t block_rows = 96;
+// Rows of a block share every panel they pass. A block of short rows stays in the second cache
+// beside a panel; longer rows do not fit there anyway, and a tall block passes the panels less often
+// (measured on K = 1024 and 2048: docs/kernels.md). A shape's block never depends on the threads.
+constexpr int64_t most_rows = 192;
+inline int64_t rows_of_block(int64_t K) { return K <= 1280 ? 48 : most_rows; }
 constexpr int64_t block_k = 1024;
 
 struct Dropout {
@@ -29,11 +32,12 @@ struct Dropout {
 template <typename T>
 struct Forward {
   int64_t D_in, D_out, r, rank;
+  int64_t block_rows;
   Element element;           // of x, base and y
   const void* x;             // (N, D_in)
-  const T* panels;           // W^T (D_in, D_out) in panels; null: y holds the product already
+  const T* panels;           // W^T (D_in, D_out) in panels, or null
   const T* bias;             // (D_out padded), or null
-  const void* base;          // (N, D_out) added to y, or null
+  const void* base;          // (N, D_out) added to y, y itself where it holds x W^T, or null
   const T* A;                // A^T (active D_in, rank) in panels
   const T* Q;                // Q^T (r, D_out) in panels
   const uint8_t* Q_active;   // for each panel of D_out, whether Q has a row there
@@ -47,12 +51,13 @@ struct Forward {
 template <typename T>
 struct Backward {
   int64_t D_in, D_out, r, rank;
+  int64_t block_rows;
   Element element;           // of g, x and dx
   const void* g;             // (N, D_out)
   const void* x;             // (N, D_in), or null if dA is not asked for
   const T* h;                // (N, r), or null if dQ is not asked for
-  const T* panels;           // W (D_out, D_in) in panels; null: dx holds the product already, or 0
-  bool accumulate;           // dx holds the product
+  const T* panels;           // W (D_out, D_in) in panels, or null
+  bool accumulate;           // dx holds g W
   const T* A;                // A (r, D_in) in panels
   const uint8_t* A_active;   // for each panel of D_in, whether A has a column there
   const T* Q;                // Q (active D_out, rank) in panels

@@ -172,13 +172,18 @@ Dropout dropout_of(const Optional& seed, double p) {
   return dropout;
 }
 
-// Whether the large product runs in our own kernel or in the platform's (docs/kernels.md has the
-// measurements). Ours joins the thin products to it and widens half types as it packs; packing
-// does not pay for a few rows. The platform's AVX-512 float32 product is taken to be at its bound.
+// Whether the large product runs in our own kernel or in the platform's. In float32 and float64 the
+// two are level and the platform's has a kernel for every processor; half types it computes 4 to 50
+// times slower than float32 unless the processor multiplies them (docs/kernels.md), and ours widens
+// as it packs, sums in float and rounds once. Packing does not pay for a few rows.
 bool own_product(Element element, int64_t rows, int64_t weights) {
   if (weights <= 4096) return true;
-  if (rows < 16) return false;
-  return element != Element::f32 || capability() != Capability::avx512;
+  if (rows < 16 || element == Element::f32 || element == Element::f64) return false;
+#if defined(__x86_64__)
+  static const bool multiplies_bf16 = __builtin_cpu_supports("avx512bf16");
+  if (element == Element::bf16 && multiplies_bf16) return false;
+#endif
+  return true;
 }
 
 void matmul_into(const Tensor& a, const Tensor& b, Tensor& out) {
@@ -222,7 +227,7 @@ std::tuple<Tensor, Tensor> forward_as(const Tensor& x, const Optional& weight,
                                       const Optional& seed, int64_t block, int64_t D_out,
                                       double scale, bool residual, double p) {
   const Kernels<T>& k = kernels_here<T>();
-  const int64_t D_in = x.size(x.dim() - 1), N = D_in > 0 ? x.numel() / D_in : 0;
+  const int64_t D_in = x.size(x.dim() - 1);
   std::vector<int64_t> shape(x.sizes().begin(), x.sizes().end());
   int64_t rows = 1;
   for (size_t i = 0; i + 1 < shape.size(); ++i) rows *= shape[i];
@@ -233,7 +238,6 @@ std::tuple<Tensor, Tensor> forward_as(const Tensor& x, const Optional& weight,
     if (h.numel() > 0) torch::stable::zero_(h);
     return {y, h};
   }
-  (void)N;
 
   const Factors<T> factors(B, middle, scale, residual);
   const std::vector<int64_t> in_map = active_columns(in_index, block, D_in);
@@ -247,6 +251,7 @@ std::tuple<Tensor, Tensor> forward_as(const Tensor& x, const Optional& weight,
 
   Forward<T> f{};
   f.D_in = D_in, f.D_out = D_out, f.r = r, f.rank = rank;
+  f.block_rows = rows_of_block(D_in);
   f.element = element_of(x);
   f.x = x.const_data_ptr();
   f.A = A_panels.get(), f.Q = Q.get(), f.Q_active = Q_active.data();
@@ -259,14 +264,12 @@ std::tuple<Tensor, Tensor> forward_as(const Tensor& x, const Optional& weight,
   if (weight && own_product(f.element, rows, weight->numel())) {
     W = packed<T>(transpose_of(*weight));
     f.panels = W.get();
-    if (!f.panels) torch::stable::zero_(y);  // D_in = 0
   } else if (weight) {
     Tensor flat = as_matrix(y, rows, D_out);
     matmul_into(as_matrix(x, rows, D_in), torch::stable::transpose(*weight, 0, 1), flat);
+    f.base = y.const_data_ptr();
   } else if (base) {
     f.base = base->const_data_ptr();
-  } else {
-    torch::stable::zero_(y);
   }
   Scratch<T> wide_bias;
   if (bias) {
@@ -280,11 +283,11 @@ std::tuple<Tensor, Tensor> forward_as(const Tensor& x, const Optional& weight,
     f.bias = wide_bias.get();
   }
 
-  const int64_t blocks = ceil_div(rows, block_rows);
+  const int64_t blocks = ceil_div(rows, f.block_rows);
   const bool small = rows * (D_in + r) * D_out < 32768;
   over_rows_and_panels(blocks, panel_parts(blocks, panels), panels, small,
                        [&](int64_t task, int64_t first, int64_t last) {
-                         k.forward(f, task * block_rows, std::min((task + 1) * block_rows, rows),
+                         k.forward(f, task * f.block_rows, std::min((task + 1) * f.block_rows, rows),
                                    first, last);
                        });
   return {y, h};
@@ -357,6 +360,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> backward_as(
 
   Backward<T> f{};
   f.D_in = D_in, f.D_out = D_out, f.r = r, f.rank = rank;
+  f.block_rows = rows_of_block(D_out);
   f.element = element_of(grad);
   f.g = grad.const_data_ptr();
   if (need & need_A) f.x = x->const_data_ptr();
@@ -408,7 +412,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> backward_as(
   const int64_t size_bias = (need & need_bias) ? D_out : 0;
   const int64_t size = size_A + size_Q + size_bias;
   constexpr int64_t most = (int64_t{32} << 20) / sizeof(T);
-  const int64_t blocks = ceil_div(rows, block_rows);
+  const int64_t blocks = ceil_div(rows, f.block_rows);
   const int64_t stripes =
       std::clamp<int64_t>(std::min<int64_t>(64, most / std::max<int64_t>(size, 1)), 1, blocks);
   Scratch<T> partial(stripes * size);
@@ -429,8 +433,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> backward_as(
         if (reduce && size > 0) {
           std::memset(partial.get() + stripe * size, 0, sizeof(T) * size);
         }
-        const int64_t begin = stripe * blocks / stripes * block_rows;
-        const int64_t end = std::min((stripe + 1) * blocks / stripes * block_rows, rows);
+        const int64_t begin = stripe * blocks / stripes * f.block_rows;
+        const int64_t end = std::min((stripe + 1) * blocks / stripes * f.block_rows, rows);
         k.backward(f, sums_of(stripe, reduce), begin, end, first, last);
       });
   T* total = partial.get();
@@ -449,7 +453,12 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> backward_as(
     for (int64_t i = 0; i < size_Q; ++i) dQ[i] *= static_cast<T>(scale);
     if ((need & need_T) && middle) {
       Scratch<T> sum(r * rank);
-      k.multiply(r, factors.rows, rank, factors.B.get(), 1, rank, dQ, sum.get(), true);
+      constexpr int64_t run = 64;
+      for (int64_t d = 0; d < factors.rows; d += run) {
+        k.multiply(r, std::min(run, factors.rows - d), rank, factors.B.get() + d * rank, 1, rank,
+                   dQ + d * rank, sum.get(), d == 0);
+      }
+      if (factors.rows == 0) std::fill_n(sum.get(), r * rank, T{0});
       store(sum.get(), rank, 1, dT);
     }
     if (need & need_B) {

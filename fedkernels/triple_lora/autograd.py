@@ -19,6 +19,7 @@ _X, _WEIGHT, _BIAS, _BASE, _A, _T, _B = range(7)
 def triple_lora(dtype, x, weight, bias, base, A, T, B, width, options) -> Tensor:
     """y of api.triple_lora_linear (weight given) or api.triple_lora_delta (base or nothing)."""
     # The ops read the leading dimensions as rows of one contiguous matrix.
+    base = None if base is None else base.contiguous()
     arguments = (x.contiguous(), weight, bias, base, A, T, B, dtype, width, options)
     if torch._C._functorch.peek_interpreter_stack() is None:
         return _TripleLora.apply(*arguments)
@@ -69,8 +70,6 @@ class _NoSecondDerivative(torch.autograd.Function):
 
 def _once(grads: tuple[Tensor | None, ...], *sources: Tensor | None) -> tuple[Tensor | None, ...]:
     """``grads`` as they are, tied to ``sources`` so that a second derivative raises."""
-    if not torch.is_grad_enabled():
-        return grads
     present = [i for i, g in enumerate(grads) if g is not None]
     given = [s for s in sources if s is not None]
     tied = _NoSecondDerivative.apply(len(present), *(grads[i] for i in present), *given)
@@ -86,24 +85,16 @@ def _cast(tensor: Tensor | None, dtype: torch.dtype) -> Tensor | None:
 
 def _forward(x, weight, bias, base, A, T, B, dtype, width, options) -> tuple[Tensor, Tensor]:
     scale, residual, in_index, out_index, block, p, seed = options
-    with torch.autocast(x.device.type, enabled=False):
-        return ops.triple_lora_forward(
-            _cast(x, dtype),
-            _cast(weight, dtype),
-            _cast(bias, dtype),
-            None if base is None else _cast(base, dtype).contiguous(),
-            A,
-            T,
-            B,
-            in_index,
-            out_index,
-            seed,
-            block,
-            width,
-            scale,
-            residual,
-            p,
-        )
+    if x.dtype is not dtype or torch.is_autocast_enabled(x.device.type):
+        with torch.autocast(x.device.type, enabled=False):
+            x, weight, bias, base = (_cast(t, dtype) for t in (x, weight, bias, base))
+            return ops.triple_lora_forward(
+                x, weight, bias, base, A, T, B, in_index, out_index, seed, block, width,
+                scale, residual, p,
+            )  # fmt: skip
+    return ops.triple_lora_forward(
+        x, weight, bias, base, A, T, B, in_index, out_index, seed, block, width, scale, residual, p
+    )
 
 
 def _kept(needs, x, weight, A, T, B, h) -> tuple[Tensor | None, ...]:
@@ -122,49 +113,38 @@ def _kept(needs, x, weight, A, T, B, h) -> tuple[Tensor | None, ...]:
 def _backward(needs, dtypes, dtype, width, options, grad, x, weight, A, T, B, h):
     scale, residual, in_index, out_index, block, p, seed = options
     need = (
-        (ops.NEED_X if needs[_X] else 0)
-        | (ops.NEED_A if needs[_A] else 0)
-        | (ops.NEED_T if needs[_T] else 0)
-        | (ops.NEED_B if needs[_B] else 0)
-        | (ops.NEED_WEIGHT if needs[_WEIGHT] else 0)
-        | (ops.NEED_BIAS if needs[_BIAS] else 0)
+        needs[_X] * ops.NEED_X
+        | needs[_A] * ops.NEED_A
+        | needs[_T] * ops.NEED_T
+        | needs[_B] * ops.NEED_B
+        | needs[_WEIGHT] * ops.NEED_WEIGHT
+        | needs[_BIAS] * ops.NEED_BIAS
     )
-    with torch.autocast(grad.device.type, enabled=False):
-        dx, dA, dT, dB, dweight, dbias = ops.triple_lora_backward(
-            _cast(grad, dtype).contiguous(),
-            _cast(x, dtype),
-            h,
-            _cast(weight, dtype),
-            A,
-            T,
-            B,
-            in_index,
-            out_index,
-            seed,
-            block,
-            width,
-            scale,
-            residual,
-            p,
-            need,
-        )
-    return _once(
-        (
-            _cast(dx, dtypes[_X]) if needs[_X] else None,
-            _cast(dweight, dtypes[_WEIGHT]) if needs[_WEIGHT] else None,
-            _cast(dbias, dtypes[_BIAS]) if needs[_BIAS] else None,
-            _cast(grad, dtypes[_BASE]) if needs[_BASE] else None,
-            dA if needs[_A] else None,
-            dT if needs[_T] else None,
-            dB if needs[_B] else None,
-        ),
-        grad,
-        x,
-        weight,
-        A,
-        T,
-        B,
+    upstream = grad
+    # Autocast casts grad nowhere; an FSDP policy may send another dtype than forward's.
+    if grad.dtype is not dtype or torch.is_autocast_enabled(grad.device.type):
+        with torch.autocast(grad.device.type, enabled=False):
+            grad = _cast(grad, dtype).contiguous()
+            grads = ops.triple_lora_backward(
+                grad, _cast(x, dtype), h, _cast(weight, dtype), A, T, B, in_index, out_index,
+                seed, block, width, scale, residual, p, need,
+            )  # fmt: skip
+    else:
+        grads = ops.triple_lora_backward(
+            grad.contiguous(), _cast(x, dtype), h, _cast(weight, dtype), A, T, B, in_index,
+            out_index, seed, block, width, scale, residual, p, need,
+        )  # fmt: skip
+    dx, dA, dT, dB, dweight, dbias = grads
+    result = (
+        _cast(dx, dtypes[_X]) if needs[_X] else None,
+        _cast(dweight, dtypes[_WEIGHT]) if needs[_WEIGHT] else None,
+        _cast(dbias, dtypes[_BIAS]) if needs[_BIAS] else None,
+        _cast(upstream, dtypes[_BASE]) if needs[_BASE] else None,
+        dA if needs[_A] else None,
+        dT if needs[_T] else None,
+        dB if needs[_B] else None,
     )
+    return _once(result, upstream, x, weight, A, T, B) if torch.is_grad_enabled() else result
 
 
 class _TripleLora(torch.autograd.Function):
@@ -218,14 +198,11 @@ def _scatter(ctx, grad: Tensor):
     dmiddle, dscores = ops.scatter_middle(
         grad.contiguous(), middle if need_scores else None, index, ctx.size
     )
-    return _once(
-        (
-            dmiddle if need_middle else None,
-            _cast(dscores, ctx.scores_dtype) if need_scores else None,
-        ),
-        grad,
-        middle,
+    result = (
+        dmiddle if need_middle else None,
+        _cast(dscores, ctx.scores_dtype) if need_scores else None,
     )
+    return _once(result, grad, middle) if torch.is_grad_enabled() else result
 
 
 class _GatherMiddle(torch.autograd.Function):

@@ -215,7 +215,7 @@ def choose(scores: Tensor, rank: int, previous: Tensor | None = None) -> Tensor:
     stay keep their slot and the newcomers fill the freed slots in ascending order.
     """
     lead, count = scores.shape[:-2], rank * rank
-    flat = scores.reshape(-1, scores.shape[-1] * scores.shape[-2])
+    flat = scores.reshape(lead.numel(), -1)
     nan = flat.isnan()
     values = flat.masked_fill(nan, float("-inf"))
     order = values.sort(dim=-1, descending=True, stable=True).indices
@@ -223,7 +223,7 @@ def choose(scores: Tensor, rank: int, previous: Tensor | None = None) -> Tensor:
     index = order.gather(-1, nan_last)[:, :count].sort(dim=-1).values
     if previous is None:
         return index.reshape(*lead, count)
-    slots = previous.reshape(-1, count).clone()
+    slots = previous.reshape(lead.numel(), count).clone()
     for row, chosen in zip(slots, index, strict=True):
         freed = ~torch.isin(row, chosen)
         row[freed] = chosen[~torch.isin(chosen, row)]
@@ -242,7 +242,7 @@ def select_middle(
     """T (..., rank, rank) = middle at the chosen entries, and their flat index (..., rank^2)."""
     if index is None:
         index = choose(scores.detach(), rank, previous)
-    flat = middle.reshape(*middle.shape[:-2], -1)
+    flat = middle.flatten(-2)
     T = flat.gather(-1, index)
     if straight_through and scores is not None:
         T = _StraightThrough.apply(T, scores.reshape(flat.shape).gather(-1, index))
