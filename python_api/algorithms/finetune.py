@@ -17,8 +17,9 @@ from python_api.errors import InputError
 from python_api.federation.bus import Party, Payload
 from python_api.federation.seeds import generator, seed_for
 from python_api.models.adapted import AdaptedModel
+from python_api.models.bases import load_bases, resolve_device
 from python_api.models.batching import Batch, Batcher
-from python_api.models.build import Base, load_base
+from python_api.models.build import Base
 from python_api.models.metrics import classification_metrics, exact_match
 from python_api.models.optimise import LocalOptimizer
 from python_api.models.slots import find_slots
@@ -27,7 +28,14 @@ if TYPE_CHECKING:
     from python_api.config import PartyConfig, RunConfig
     from python_api.data.task import TaskData
 
-__all__ = ["FineTuneParty", "load_bases", "load_party", "make_parties", "metric_rows"]
+__all__ = [
+    "FineTuneParty",
+    "load_bases",
+    "load_party",
+    "make_parties",
+    "metric_rows",
+    "resolve_device",
+]
 
 
 class FineTuneParty(Party):
@@ -189,7 +197,9 @@ class FineTuneParty(Party):
             labels = torch.tensor([example.label for example in examples])
             found = classification_metrics(logits, labels)
         else:
-            found = {"accuracy": exact_match(self._answers(examples), [e.answer for e in examples])}
+            found = {
+                "accuracy": exact_match(self._answers(examples), [e.answer or "" for e in examples])
+            }
             found |= self._token_loss(batcher, limit=limit)
         return {f"{split}/{name}": value for name, value in found.items()}
 
@@ -272,7 +282,7 @@ class FineTuneParty(Party):
         from python_api.data.task import Example
 
         task = self.config.task
-        columns = task.text if self.kind == "classification" else (task.question,)
+        columns = task.text if self.kind == "classification" else (str(task.question),)
         examples = []
         for number, row in enumerate(rows, 1):
             if missing := [column for column in columns if column not in row]:
@@ -354,55 +364,12 @@ class FineTuneParty(Party):
 def metric_rows(payload: Payload) -> list[tuple[str, str, float]]:
     """(split, metric, value) of a reply of `evaluate`."""
     names, values = payload["names"], payload["values"]
-    return [
-        (*name.split("/", 1), float(value))  # type: ignore[misc]
-        for name, value in zip(names, values.tolist(), strict=True)
-    ]
-
-
-def load_bases(
-    run: RunConfig, data: dict[str, TaskData], *, progress: Any = None
-) -> dict[str, Base]:
-    """The base of every party by name; parties with one path or one `[models]` name share it.
-
-    Args:
-        data: each party's task (its texts pre-train a model that reads its own).
-        progress: called as `progress(party=, step=, steps=, loss=)` while a model is pre-trained.
-    """
-    from python_api.models.pretrain import task_texts
-
-    contexts: dict[str, int] = {}
-    for party in run.parties:
-        key = party.model.shared or party.name
-        need = party.train.max_length
-        if party.task.kind == "generation":
-            need += run.eval.max_new_tokens
-        contexts[key] = max(contexts.get(key, 0), need)
-    bases: dict[str, Base] = {}
-    for party in run.parties:
-        key = party.model.shared or party.name
-        told = None
-        if progress is not None:
-            name = party.name
-
-            def told(step: int, steps: int, loss: float, name: str = name) -> None:
-                progress(party=name, step=step, steps=steps, loss=loss)
-
-        bases[party.name] = load_base(
-            party.model,
-            texts=() if party.model.shared else task_texts(data[party.name].train),
-            seed=seed_for(run.seed, 0, key, "model"),
-            device=resolve_device(party.device or run.device),
-            precision=party.train.precision,
-            context=contexts[key],
-            progress=told,
-        )
-        if bases[party.name].encoder and party.task.kind == "generation":
-            raise InputError(
-                f"party.{party.name}.task.kind: {party.model.kind or party.model.path} is an "
-                "encoder and cannot generate; expected classification"
-            )
-    return bases
+    assert isinstance(names, list) and isinstance(values, Tensor)
+    rows = []
+    for name, value in zip(names, values.tolist(), strict=True):
+        split, metric = name.split("/", 1)
+        rows.append((split, metric, float(value)))
+    return rows
 
 
 def make_parties(
@@ -414,19 +381,6 @@ def make_parties(
     data = {p.name: load_task(p.task, seed=run.seed, party=p.name) for p in run.parties}
     bases = load_bases(run, data, progress=progress)
     return [cls(p, run, bases[p.name], data[p.name]) for p in run.parties]
-
-
-def resolve_device(name: str) -> str:
-    """`"auto"` is CUDA where there is one.
-
-    Raises:
-        InputError: CUDA is asked for and there is none.
-    """
-    if name == "auto":
-        return "cuda" if torch.cuda.is_available() else "cpu"
-    if name.startswith("cuda") and not torch.cuda.is_available():
-        raise InputError(f"device: {name} is asked for, but torch sees no CUDA device")
-    return name
 
 
 def load_party(folder: str | Path, name: str) -> FineTuneParty:

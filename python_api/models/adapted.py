@@ -11,7 +11,7 @@ import copy
 import math
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -52,6 +52,12 @@ class AdaptedModel(nn.Module):
     Raises:
         InputError: an encoder asked to generate, or layers with different slots.
     """
+
+    # transformers has no types, and nn.Module's own would make each of these a Tensor or a Module.
+    model: Any
+    A: Any
+    B: Any
+    class_weight: Tensor | None
 
     def __init__(
         self,
@@ -357,7 +363,7 @@ class AdaptedModel(nn.Module):
         return export(self, Path(folder), format=format)
 
 
-def _share(model: nn.Module, *, copy_weights: bool) -> nn.Module:
+def _share(model: nn.Module, *, copy_weights: bool) -> Any:
     """A module tree of its own over the same tensors."""
     memo: dict[int, object] = {}
     if not copy_weights:
@@ -371,7 +377,7 @@ def _uniform(shape: tuple[int, ...], width: int, generator: torch.Generator) -> 
     return torch.empty(shape).uniform_(-bound, bound, generator=generator)
 
 
-def _hidden_width(model: nn.Module, encoder: bool) -> int:
+def _hidden_width(model: Any, encoder: bool) -> int:
     if encoder:
         return model.config.hidden_size
     # What the model's own head reads: opt may project its hidden states first.

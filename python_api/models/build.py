@@ -147,7 +147,7 @@ def load_base(
 def model_config(model: ModelConfig, *, context: int = 512) -> tuple[Any, bool]:
     """The transformers config of a model built on the spot, and whether it is an encoder."""
     return build_config(
-        model.kind,
+        model.kind or "",
         hidden_size=model.hidden_size,
         layers=model.layers,
         heads=model.heads,
@@ -201,7 +201,7 @@ def build_config(
             f"model.heads: head size {hidden_size // heads} is odd; rotary positions need it even"
         )
     tokenizer_ids = {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
-    wanted = {
+    wanted: dict[str, Any] = {
         "vocab_size": 5 + 256,
         "hidden_size": hidden_size,
         "num_hidden_layers": layers,

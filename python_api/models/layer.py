@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -30,9 +31,14 @@ class AdaptedLinear(nn.Module):
         conv1d: the layer's weight is stored ``(D_in, D_out)``.
     """
 
+    weight: Tensor
+    bias: Tensor | None
+    in_features: int
+    out_features: int
+
     def __init__(
         self,
-        layer: nn.Module,
+        layer: Any,
         *,
         slots: Sequence[tuple[str, slice | None]],
         A: Sequence[nn.Parameter],

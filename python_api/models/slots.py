@@ -7,8 +7,10 @@ gpt2): then each has its own rows of that layer's output.
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from torch import nn
 
@@ -175,10 +177,9 @@ def _table(
 
 def _site(layer: nn.Module, prefix: str, spec: str, slot: str) -> SlotSite:
     path, bracket, part = spec.partition("[")
-    try:
+    module: Any = None
+    with contextlib.suppress(AttributeError):
         module = layer.get_submodule(path)
-    except AttributeError:
-        module = None
     if not _is_linear(module):
         names = [name for name, child in layer.named_modules() if _is_linear(child)]
         raise InputError(
