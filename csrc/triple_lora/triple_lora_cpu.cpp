@@ -336,13 +336,14 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> backward_as(
   int64_t rows = 1;
   for (size_t i = 0; i + 1 < shape.size(); ++i) rows *= shape[i];
   shape.back() = D_in;
-  const auto like = [&](const Tensor& t, int64_t bit) {
-    return (need & bit) ? torch::stable::new_empty(t, t.sizes()) : empty(grad, {0});
+  const auto like = [&](const Tensor* t, int64_t bit) {
+    return t != nullptr && (need & bit) ? torch::stable::new_empty(*t, t->sizes())
+                                        : empty(grad, {0});
   };
   Tensor dx = empty(grad, (need & need_x) ? shape : std::vector<int64_t>{0});
-  Tensor dA = like(A, need_A), dB = like(B, need_B);
-  Tensor dT = middle ? like(*middle, need_T) : empty(grad, {0});
-  Tensor dW = weight ? like(*weight, need_weight) : empty(grad, {0});
+  Tensor dA = like(&A, need_A), dB = like(&B, need_B);
+  Tensor dT = like(middle ? &*middle : nullptr, need_T);
+  Tensor dW = like(weight ? &*weight : nullptr, need_weight);
   Tensor dbias = empty(grad, {(need & need_bias) ? D_out : 0});
   std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> result{dx, dA, dT, dB, dW, dbias};
   if (rows == 0 || D_out == 0) {

@@ -110,7 +110,9 @@ def _kept(needs, x, weight, A, T, B, h) -> tuple[Tensor | None, ...]:
     )
 
 
-def _backward(needs, dtypes, dtype, width, options, grad, x, weight, A, T, B, h):
+def _backward(needs, settings, grad, saved):
+    dtypes, dtype, width, options = settings
+    x, weight, A, T, B, h = saved
     scale, residual, in_index, out_index, block, p, seed = options
     need = (
         needs[_X] * ops.NEED_X
@@ -135,36 +137,32 @@ def _backward(needs, dtypes, dtype, width, options, grad, x, weight, A, T, B, h)
             out_index, seed, block, width, scale, residual, p, need,
         )  # fmt: skip
     dx, dA, dT, dB, dweight, dbias = grads
-    result = (
-        _cast(dx, dtypes[_X]) if needs[_X] else None,
-        _cast(dweight, dtypes[_WEIGHT]) if needs[_WEIGHT] else None,
-        _cast(dbias, dtypes[_BIAS]) if needs[_BIAS] else None,
-        _cast(upstream, dtypes[_BASE]) if needs[_BASE] else None,
-        dA if needs[_A] else None,
-        dT if needs[_T] else None,
-        dB if needs[_B] else None,
-    )
+    outer = [dx, dweight, dbias, upstream]
+    if dtypes is not None:
+        outer = [t if to is None else _cast(t, to) for t, to in zip(outer, dtypes, strict=True)]
+    result = tuple(
+        t if wanted else None for t, wanted in zip((*outer, dA, dT, dB), needs, strict=False)
+    ) + (None, None, None)
     return _once(result, upstream, x, weight, A, T, B) if torch.is_grad_enabled() else result
+
+
+def _settings(x, weight, bias, base, dtype, options) -> tuple:
+    same = x.dtype is dtype and not torch.is_autocast_enabled(x.device.type)
+    given = None if same else tuple(None if t is None else t.dtype for t in (x, weight, bias, base))
+    return given, dtype, x.shape[-1], options
 
 
 class _TripleLora(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x, weight, bias, base, A, T, B, dtype, width, options):
         y, h = _forward(x, weight, bias, base, A, T, B, dtype, width, options)
-        needs = ctx.needs_input_grad
-        ctx.save_for_backward(*_kept(needs, x, weight, A, T, B, h))
-        ctx.settings = (
-            tuple(None if t is None else t.dtype for t in (x, weight, bias, base)),
-            dtype,
-            x.shape[-1],
-            options,
-        )
+        ctx.save_for_backward(*_kept(ctx.needs_input_grad, x, weight, A, T, B, h))
+        ctx.settings = _settings(x, weight, bias, base, dtype, options)
         return y
 
     @staticmethod
     def backward(ctx, grad):
-        grads = _backward(ctx.needs_input_grad, *ctx.settings, grad, *ctx.saved_tensors)
-        return (*grads, None, None, None)
+        return _backward(ctx.needs_input_grad, ctx.settings, grad, ctx.saved_tensors)
 
 
 class _TripleLoraFunctional(torch.autograd.Function):
@@ -179,17 +177,11 @@ class _TripleLoraFunctional(torch.autograd.Function):
         x, weight, bias, base, A, T, B, dtype, _, options = inputs
         ctx.mark_non_differentiable(output[1])
         ctx.save_for_backward(*_kept(ctx.needs_input_grad, x, weight, A, T, B, output[1]))
-        ctx.settings = (
-            tuple(None if t is None else t.dtype for t in (x, weight, bias, base)),
-            dtype,
-            x.shape[-1],
-            options,
-        )
+        ctx.settings = _settings(x, weight, bias, base, dtype, options)
 
     @staticmethod
     def backward(ctx, grad, _):
-        grads = _backward(ctx.needs_input_grad, *ctx.settings, grad, *ctx.saved_tensors)
-        return (*grads, None, None, None)
+        return _backward(ctx.needs_input_grad, ctx.settings, grad, ctx.saved_tensors)
 
 
 def _scatter(ctx, grad: Tensor):
