@@ -90,13 +90,21 @@ def _benchmarks() -> tuple[ModuleType, ModuleType]:
     raise InputError("benchmarks: the package is not installed; expected fedkernels_benchmarks")
 
 
-def _speed(path: Path, say: Callable[[str], None]) -> Section:
-    """Gates and times the kernels; the rows that passed go to `path`."""
+def _speed(
+    path: Path, say: Callable[[str], None], *, select: Callable[..., bool] | None = None
+) -> Section:
+    """Gates and times the kernels that `select` lets pass; the rows that passed go to `path`."""
     from python_api.report.speed import speed_section
 
     run, table = _benchmarks()
     path.unlink(missing_ok=True)
-    rows = run.run_family(FAMILY, quick=True, out=path, progress=lambda line: say(f"      {line}"))
+    rows = run.run_family(
+        FAMILY,
+        quick=True,
+        out=path,
+        select=select,
+        progress=lambda line: say(f"      {line}"),
+    )
     return speed_section(table.sections(rows))
 
 

@@ -164,13 +164,18 @@ def _end_labels(
 ) -> list[Markup]:
     """Labels beside the last points, pushed apart so that none covers another."""
     gap = 12.0
-    placed: list[Markup] = []
-    previous = top - gap
-    for _, y, text, style in sorted(ends, key=lambda end: end[1]):
-        y = max(y + 3.5, previous + gap)
-        placed.append(_text(x, min(y, bottom + 10), text, css=f"value t{style % STYLES}"))
-        previous = y
-    return placed
+    ordered = sorted(ends, key=lambda end: end[1])
+    places: list[float] = []
+    for _, y, _, _ in ordered:
+        places.append(max(y + 3.5, places[-1] + gap if places else top))
+    limit = bottom + 3.5
+    for number in range(len(places) - 1, -1, -1):
+        places[number] = min(places[number], limit)
+        limit = places[number] - gap
+    return [
+        _text(x, y, text, css=f"value t{style % STYLES}")
+        for y, (_, _, text, style) in zip(places, ordered, strict=True)
+    ]
 
 
 def _whole_ticks(low: float, high: float) -> list[int]:

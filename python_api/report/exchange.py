@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from markupsafe import Markup
 
 from python_api.report import charts
-from python_api.report.numbers import traffic_per_round, traffic_totals
+from python_api.report.numbers import TrafficTotal, traffic_per_round, traffic_totals
 from python_api.report.parts import Panels, Section, Table
 from python_api.report.reading import RunData
 from python_api.report.words import bytes_text, not_protected
@@ -131,19 +131,23 @@ def left_section(run: RunData) -> Section:
                 wrap=True,
             )
         )
-    up = traffic_totals(run, ["party", "op", "direction"])
-    sent = tuple(
-        (party, op, str(total.messages), f"{total.payload:,}")
-        for (party, op, direction), total in up.items()
-        if direction == "up"
-    )
-    if sent:
+    up = traffic_totals(run, ["op", "direction", "party"])
+    parties = list(dict.fromkeys(party for _, _, party in up))
+    telling = {str(rule.get("op")) for rule in rules if rule.get("direction") == "up"}
+    ops = [op for op, direction in totals if direction == "up" and (op in telling or not rules)]
+    if ops:
         tables.append(
             Table(
-                caption="What left each party in this run",
-                columns=("party", "operation", "messages", "payload, bytes"),
-                rows=sent,
-                left=(0, 1),
+                caption="What left each party in this run: payload in bytes (numbers count 0)",
+                columns=("operation", "messages", *parties),
+                rows=tuple(
+                    (
+                        op,
+                        str(totals[op, "up"].messages),
+                        *(_bytes(up.get((op, "up", party))) for party in parties),
+                    )
+                    for op in ops
+                ),
             )
         )
     return Section(
@@ -152,6 +156,10 @@ def left_section(run: RunData) -> Section:
         points=not_protected(run),
         tables=tuple(tables),
     )
+
+
+def _bytes(total: TrafficTotal | None) -> str:
+    return "–" if total is None else f"{total.payload:,}"
 
 
 def _form(rule: Mapping[str, object]) -> str:

@@ -165,7 +165,9 @@ def _dot(css: str) -> Markup:
 
 
 def _plain_number(value: float | None) -> str:
-    return "–" if value is None else f"{value:.3f}"
+    if value is None:
+        return "–"
+    return "< 0.001" if 0 < value < 0.001 else f"{value:.3f}"
 
 
 _PHASES = {"local": "after local training", "global": "with what was downloaded"}
@@ -266,7 +268,10 @@ def _times(run: RunData) -> Section | None:
     total = run.status.get("seconds")
     texts = []
     if isinstance(total, int | float) and not isinstance(total, bool):
-        texts.append(f"The whole run took {seconds_text(float(total))} on this machine.")
+        texts.append(
+            f"The run took {seconds_text(float(total))} on this machine, counted from where models "
+            "and data were ready."
+        )
     if not found and not texts:
         return None
     rows = []

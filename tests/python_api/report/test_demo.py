@@ -1,0 +1,52 @@
+"""The demo end to end, on steps too few to learn anything and one small kernel case."""
+
+from __future__ import annotations
+
+import functools
+from pathlib import Path
+
+import pytest
+
+from python_api import demo as module
+from python_api.demo import demo
+from python_api.errors import InputError
+
+TINY = {
+    "rounds": 1,
+    "train.steps": 1,
+    "party.*.model.pretrain.steps": 1,
+    "eval.limit": 8,
+}
+
+
+def test_the_demo_runs_measures_and_reports(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("FEDKERNELS_CACHE", str(tmp_path / "cache"))
+    small = functools.partial(
+        module._speed, select=lambda entry, case, dtype: case.sizes.get("N") == 1
+    )
+    monkeypatch.setattr(module, "_speed", small)
+    said: list[str] = []
+    out = tmp_path / "demo"
+    page = demo(out, overrides=TINY, say=said.append)
+
+    assert page == out / "report.html"
+    text = page.read_text(encoding="utf-8")
+    assert "local minus h2tune" in text and "Kernel times on this machine" in text
+    assert "<script" not in text
+    for algorithm in ("h2tune", "local"):
+        assert (out / algorithm / "report.html").is_file()
+        assert (out / algorithm / "status.json").read_text().count('"finished"') == 1
+    assert str(page) in "\n".join(said)
+    assert sum(line.startswith("  fedkernels ") for line in said) == 3
+
+    again = demo(out, overrides=TINY, say=lambda line: None)  # an earlier demo is overwritten
+    assert again == page
+
+
+def test_what_is_no_demo_is_left_alone(tmp_path: Path) -> None:
+    (tmp_path / "thesis.txt").write_text("years of work")
+    with pytest.raises(InputError, match="is no demo"):
+        demo(tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["thesis.txt"]
