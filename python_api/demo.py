@@ -57,7 +57,9 @@ def demo(
         folders.append(folder)
     say(f"[3/3] kernels: {FAMILY} against its peers, small sizes, float32")
     speed = _speed(out / "bench.jsonl", say)
-    report = write_report(*folders, out=out / "report.html", extra=[speed])
+    report = write_report(
+        *reversed(folders), out=out / "report.html", extra=[speed], title="fedkernels demo"
+    )
     for line in _summary(folders, report, seconds=time.perf_counter() - began):
         say(line)
     return report

@@ -45,6 +45,7 @@ def write_report(
     out: str | Path | None = None,
     extra: Sequence[Section] = (),
     figures: bool = True,
+    title: str | None = None,
 ) -> Path:
     """Writes ``report.html`` and ``figures/*.png`` from run folders, and returns the page's path.
 
@@ -56,6 +57,7 @@ def write_report(
         out: where the page goes; its folder also takes ``figures/``. Default: ``report.html`` in
             `folder`, or ``comparison.html`` there if there are others.
         figures: whether the PNG files are written; the page does not need them.
+        title: the page's heading; by default it names the runs.
         extra: sections of what was measured beside these runs, shown before the runs' own.
 
     Raises:
@@ -83,7 +85,7 @@ def write_report(
     single = len(runs) == 1
     comparison = (*(() if single else comparison_sections(runs)), *extra)
     html = templates.get_template("report.html.j2").render(
-        title=_title(runs),
+        title=_title(runs) if title is None else title,
         subtitle=_subtitle(runs),
         style=_style(templates),
         verdict=_verdicts(runs),

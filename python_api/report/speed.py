@@ -46,9 +46,9 @@ def speed_section(groups: Sequence[Any]) -> Section:
         caption="Median time of one call. Each case passed its accuracy test against float64 in "
         "this same run before it was timed; ours and its peers took turns. Ratio: the peer's time "
         "over ours, so above 1 ours is faster.",
-        columns=("kernel", "size", "dtype", "direction", "ours", "peer", "fastest peer", "ratio"),
+        columns=("kernel", "size", "dtype", "direction", "ours", "peer", "ratio", "fastest peer"),
         rows=tuple(_cells(item) for item in timed),
-        left=(0, 1, 2, 3, 6),
+        left=(0, 1, 2, 3, 7),
     )
     return Section(
         "speed",
@@ -70,12 +70,14 @@ def _cells(item: Any) -> tuple[str, ...]:
         _DIRECTIONS.get(ours.direction, ours.direction),
         _microseconds(ours.median_us),
         _microseconds(rival.median_us) if rival is not None else "–",
-        rival.backend if rival is not None else "none",
         f"{ratio:.2f}" if ratio is not None else "–",
+        rival.backend if rival is not None else "none",
     )
 
 
 def _microseconds(value: float) -> str:
+    if value >= 10_000:
+        return f"{value / 1000:.1f} ms"
     return f"{value:.1f} µs" if value < 100 else f"{value:.0f} µs"
 
 

@@ -171,8 +171,9 @@ def _gains(heads: Sequence[Headline]) -> str:
     elif not better:
         opening = "No party got better on its own test data"
     else:
-        some = _count(len(better), "party", "parties").capitalize()
-        opening = f"{some} of {len(measured)} got better on their own test data"
+        some = _count(len(better), "party", "parties").split()[0].capitalize()
+        total = _count(len(measured), "party", "parties")
+        opening = f"{some} of {total} got better on their own test data"
     return (
         f"{opening}: {told}. These are gains over no training at all; whether the parties learned "
         "from each other is another question, which only a run without sharing answers."

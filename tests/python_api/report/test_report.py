@@ -85,7 +85,7 @@ def test_the_headline_is_the_last_row_in_file_order(
         file.write(json.dumps({**row, "split": "validation", "value": 0.9999}) + "\n")
     page = read(report(folder))
     assert "topic went from 26.0 % to 11.1 % (−14.9 points)" in page.text
-    assert "Two parties of 3 got better" in page.text
+    assert "Two of three parties got better" in page.text
 
 
 def test_the_page_is_one_file_without_script(make_run: Callable[..., Path]) -> None:
