@@ -1,9 +1,9 @@
 // The k largest of n scores, by value, ties to the lower index: two passes over integer keys.
 //
 // A strided sample brackets the k-th largest key; one pass counts what lies above the bracket and
-// collects what lies in it; the exact threshold is found among the few collected; a second pass
-// writes the indices, ascending. If the bracket misses, all keys are partitioned instead: same
-// result, slower. Cost: O(n) with two vector compares an element.
+// collects what lies in it; the exact threshold is found among what was collected, in the same way;
+// a last pass writes the indices, ascending. If a bracket misses, all keys are partitioned instead:
+// same result, slower. Cost: O(n) with a few vector compares an element.
 //
 // Included once per instruction set (common/each_capability.h): no include guard.
 
@@ -48,69 +48,93 @@ inline uint64_t above(const K* keys, K bound) {
   return mask;
 }
 
+// The k-th largest key, and how many are larger.
 template <typename K>
-K threshold_by_partition(const K* keys, int64_t n, int64_t k) {
+struct Threshold {
+  K key;
+  int64_t larger;
+};
+
+template <typename K>
+Threshold<K> partition_threshold(const K* keys, int64_t n, int64_t k) {
   std::vector<K> copy(keys, keys + n);
   std::nth_element(copy.begin(), copy.begin() + (k - 1), copy.end(), std::greater<K>());
-  return copy[k - 1];
+  const K key = copy[k - 1];
+  // Behind the partition larger keys stand only before k.
+  return {key, std::count_if(copy.begin(), copy.begin() + (k - 1), [&](K v) { return v > key; })};
 }
 
-// The k-th largest key; `keys` is readable up to a multiple of 64, filled with the smallest key.
+// `keys` and `held` have room up to a multiple of 64 past n; what `keys` holds there is the smallest
+// key. A long bracket is narrowed by another round on what was collected.
 template <typename K>
-K threshold(const K* keys, int64_t n, int64_t k) {
+Threshold<K> threshold(const K* keys, int64_t n, int64_t k, K* held) {
   constexpr int64_t sampled = 256;
-  if (n < 4 * sampled) return threshold_by_partition(keys, n, k);
+  constexpr K smallest = std::numeric_limits<K>::min();
+  if (n < 2 * sampled) return partition_threshold(keys, n, k);
   K sample[sampled];
   for (int64_t i = 0; i < sampled; ++i) sample[i] = keys[i * n / sampled];
-  std::sort(sample, sample + sampled, std::greater<K>());
   const double share = static_cast<double>(k) / n;
   const double middle = share * sampled, spread = 3 + 4 * std::sqrt(middle * (1 - share));
   const int64_t first = static_cast<int64_t>(middle - spread);
   const int64_t last = static_cast<int64_t>(middle + spread) + 1;
-  const K high = first < 0 ? std::numeric_limits<K>::max() : sample[first];
-  const K low = last >= sampled ? std::numeric_limits<K>::min() : sample[last];
-  // Keys above `high` are counted, keys in (low - 1, high] collected.
-  const bool everything = low == std::numeric_limits<K>::min();
-  std::vector<K> held;
-  held.reserve(n / 4);
-  int64_t greater = 0;
+  K high = std::numeric_limits<K>::max(), low = smallest;
+  K* from = sample;
+  if (first >= 0) {
+    std::nth_element(sample, sample + first, sample + sampled, std::greater<K>());
+    high = sample[first];
+    from = sample + first;
+  }
+  if (last < sampled) {
+    std::nth_element(from, sample + last, sample + sampled, std::greater<K>());
+    low = sample[last];
+  }
+  // Keys above `high` are counted, keys in [low, high] collected.
+  int64_t larger = 0;
+  K* end = held;
   for (int64_t i = 0; i < n; i += 64) {
     const uint64_t over = above(keys + i, high);
-    greater += __builtin_popcountll(over);
-    uint64_t in = (everything ? ~uint64_t{0} : above<K>(keys + i, low - 1)) & ~over;
+    larger += __builtin_popcountll(over);
+    uint64_t in = (low == smallest ? ~uint64_t{0} : above<K>(keys + i, low - 1)) & ~over;
     if (n - i < 64) in &= (uint64_t{1} << (n - i)) - 1;
     while (in != 0) {
-      held.push_back(keys[i + __builtin_ctzll(in)]);
+      *end++ = keys[i + __builtin_ctzll(in)];
       in &= in - 1;
     }
   }
-  const int64_t left = k - greater;
-  if (left < 1 || left > static_cast<int64_t>(held.size())) {
-    return threshold_by_partition(keys, n, k);
+  const int64_t count = end - held, left = k - larger;
+  if (left < 1 || left > count) return partition_threshold(keys, n, k);  // the sample misled
+  if (count > n / 2) {
+    const Threshold<K> found = partition_threshold(held, count, left);
+    return {found.key, larger + found.larger};
   }
-  std::nth_element(held.begin(), held.begin() + (left - 1), held.end(), std::greater<K>());
-  return held[left - 1];
+  const int64_t padded = (count + 63) / 64 * 64;
+  std::fill(end, held + padded, smallest);
+  const Threshold<K> found = threshold(held, count, left, held + padded);
+  return {found.key, larger + found.larger};
 }
 
 // index (k) of the k largest, ascending.
 template <typename K>
-void largest(const K* keys, int64_t n, int64_t k, int64_t* index) {
-  if (k == n) {
-    for (int64_t i = 0; i < n; ++i) index[i] = i;
-    return;
-  }
-  const K bound = threshold(keys, n, k);
-  int64_t written = 0, equal = k;
-  for (int64_t i = 0; i < n; i += 64) equal -= __builtin_popcountll(above(keys + i, bound));
-  for (int64_t i = 0; i < n; i += 64) {
-    uint64_t chosen = above(keys + i, bound);
+void largest(const K* keys, int64_t n, int64_t k, K* held, int64_t* index) {
+  const Threshold<K> bound = threshold(keys, n, k, held);
+  int64_t equal = k - bound.larger;
+  const int64_t* end = index + k;
+  for (int64_t i = 0; i < n && index < end; i += 64) {
+    uint64_t chosen = above(keys + i, bound.key);
     if (equal > 0) {
-      for (int64_t j = 0; j < 64 && i + j < n && equal > 0; ++j) {
-        if (keys[i + j] == bound) chosen |= uint64_t{1} << j, --equal;
+      // Keys equal to the bound: the first `equal` of them, by index.
+      uint64_t ties = (bound.key == std::numeric_limits<K>::min()
+                           ? ~uint64_t{0}
+                           : above<K>(keys + i, bound.key - 1)) & ~chosen;
+      if (n - i < 64) ties &= (uint64_t{1} << (n - i)) - 1;
+      while (ties != 0 && equal > 0) {
+        chosen |= ties & -ties;
+        ties &= ties - 1;
+        --equal;
       }
     }
     while (chosen != 0) {
-      index[written++] = i + __builtin_ctzll(chosen);
+      *index++ = i + __builtin_ctzll(chosen);
       chosen &= chosen - 1;
     }
   }
@@ -120,12 +144,19 @@ template <typename S>
 void select_rows(const S* scores, int64_t n, int64_t k, int64_t begin, int64_t end,
                  int64_t* index) {
   using K = std::conditional_t<sizeof(S) == 8, int64_t, int32_t>;
+  if (k == n) {
+    for (int64_t m = begin; m < end; ++m) {
+      for (int64_t i = 0; i < n; ++i) index[m * k + i] = i;
+    }
+    return;
+  }
   const int64_t padded = (n + 63) / 64 * 64;
-  Scratch<K> keys(padded);
+  // Each round holds at most half of what the one before held, rounded up to 64.
+  Scratch<K> keys(padded), held(2 * padded + 64 * 16);
   std::fill(keys.get() + n, keys.get() + padded, std::numeric_limits<K>::min());
   for (int64_t m = begin; m < end; ++m) {
     keys_of<S, K>(scores + m * n, n, keys.get());
-    largest<K>(keys.get(), n, k, index + m * k);
+    largest<K>(keys.get(), n, k, held.get(), index + m * k);
   }
 }
 
