@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -78,9 +80,7 @@ def triple_lora_linear(
     tensor([[4., 4., 4.],
             [4., 4., 4.]])
     """
-    dtype = check.linear(
-        x, weight, A, T, B, bias, in_index, out_index, block, dropout_p, scale
-    )
+    dtype = check.linear(x, weight, A, T, B, bias, in_index, out_index, block, dropout_p, scale)
     seed = _draw_seed(x) if training and dropout_p > 0 else None
     options = (scale, residual, in_index, out_index, block, dropout_p, seed)
     if resolve("triple_lora_linear", backend, _CANDIDATES, x) == "reference":
@@ -140,7 +140,8 @@ def fold_middle(
     """Q = scale * B (T + residual * I): the same adapter with the two factors A and Q.
 
     B (D_out, r), T (r, r) or None (then the middle is I); Q (D_out, r) in B's dtype, computed in
-    float32 or better. Differentiable. An exact export to plain LoRA: lora_A = A, lora_B = B (T + I).
+    float32 or better. Differentiable. An exact export to plain LoRA: lora_A = A and
+    lora_B = B (T + I).
 
     Raises ValueError for shapes that do not fit.
 
@@ -195,7 +196,7 @@ def _draw_seed(x: Tensor) -> Tensor:
     return torch.randint(-(2**63), 2**63 - 1, (1,), dtype=torch.int64, device=x.device)
 
 
-def _named(options: tuple) -> dict[str, object]:
+def _named(options: tuple) -> dict[str, Any]:
     names = ("scale", "residual", "in_index", "out_index", "block", "dropout_p", "seed")
     return dict(zip(names, options, strict=True))
 

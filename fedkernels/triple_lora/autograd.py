@@ -140,9 +140,8 @@ def _backward(needs, settings, grad, saved):
     outer = [dx, dweight, dbias, upstream]
     if dtypes is not None:
         outer = [t if to is None else _cast(t, to) for t, to in zip(outer, dtypes, strict=True)]
-    result = tuple(
-        t if wanted else None for t, wanted in zip((*outer, dA, dT, dB), needs, strict=False)
-    ) + (None, None, None)
+    grads = zip((*outer, dA, dT, dB), needs, strict=False)
+    result = (*(t if wanted else None for t, wanted in grads), None, None, None)
     return _once(result, upstream, x, weight, A, T, B) if torch.is_grad_enabled() else result
 
 

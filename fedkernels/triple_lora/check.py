@@ -97,8 +97,10 @@ def selection(middle, scores, rank, index, previous) -> None:
                 f"{name} must be int64 of shape {expected}, got {given.dtype} {_shape(given)}"
             )
         _same_device(middle, name, given)
-        if _readable(given) and given.numel() and not 0 <= int(given.min()) <= int(given.max()) < (
-            size * size
+        if (
+            _readable(given)
+            and given.numel()
+            and not 0 <= int(given.min()) <= int(given.max()) < (size * size)
         ):
             raise ValueError(f"{name} must lie in [0, {size * size}), the entries of (R, R)")
 
@@ -176,7 +178,7 @@ def _scalars(dropout_p: float, scale: float) -> None:
 
 def _same_device(x: Tensor, name: str, tensor: Tensor) -> None:
     if tensor.device != x.device:
-        raise ValueError(f"{name} is on {tensor.device}, x on {x.device}: they must be on one device")
+        raise ValueError(f"{name} must be on x's device {x.device}, got {tensor.device}")
 
 
 def _readable(index: Tensor) -> bool:

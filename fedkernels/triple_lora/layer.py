@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -55,7 +56,7 @@ class TripleLoraLinear(nn.Module):
         self.residual, self.dropout_p, self.backend = residual, dropout_p, backend
         weight = base.weight
         dtype = torch.float64 if weight.dtype == torch.float64 else torch.float32
-        options = {"dtype": dtype, "device": weight.device}
+        options: dict[str, Any] = {"dtype": dtype, "device": weight.device}
         self.A = nn.Parameter(torch.empty(rank, base.in_features, **options))
         self.T = nn.Parameter(torch.empty(rank, rank, **options))
         self.B = nn.Parameter(torch.empty(base.out_features, rank, **options))

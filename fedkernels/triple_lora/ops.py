@@ -39,11 +39,9 @@ def _accumulator(dtype: torch.dtype) -> torch.dtype:
 
 @torch.library.register_fake("fedkernels::triple_lora_forward")
 def _(x, weight, bias, base, A, T, B, in_index, out_index, seed, block, out_features, *_):
-    rows = x.numel() // x.shape[-1] if x.dim() > 1 else 1
-    if x.dim() > 1:
-        rows = 1
-        for size in x.shape[:-1]:
-            rows = rows * size
+    rows = 1
+    for size in x.shape[:-1]:
+        rows = rows * size
     y = x.new_empty(*x.shape[:-1], out_features)
     return y, x.new_empty(rows, A.shape[0], dtype=_accumulator(x.dtype))
 

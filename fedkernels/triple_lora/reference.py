@@ -1,13 +1,17 @@
 """Triple-matrix LoRA in plain PyTorch: the specification that every kernel is held to.
 
-    y = x W^T + bias + s * dropout(x) A^T M^T B^T,      M = T + I   (T, if ``residual`` is false; I, if T is None)
+    y = x W^T + bias + s * dropout(x) A^T M^T B^T,      M = T + I
 
-Everything is computed in float32 (float64 for float64 input) and rounded once to x's dtype.
-Forward functions are ordinary differentiable PyTorch, so higher derivatives exist here and only here;
-``triple_lora_backward`` is the same gradient written out, the form that the kernels implement.
+(M = T, if ``residual`` is false; I, if T is None.) Everything is computed in float32 (float64 for
+float64 input) and rounded once to x's dtype. Forward functions are ordinary differentiable PyTorch,
+so higher derivatives exist here and only here; ``triple_lora_backward`` is the same gradient
+written out, the form that the kernels implement.
 """
 
 from __future__ import annotations
+
+import math
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -80,7 +84,9 @@ def _middle(T: Tensor | None, residual: bool, rank: int, like: Tensor) -> Tensor
     return T.to(like.dtype) + identity if residual else T.to(like.dtype)
 
 
-def fold_middle(B: Tensor, T: Tensor | None, *, scale: float = 1.0, residual: bool = True) -> Tensor:
+def fold_middle(
+    B: Tensor, T: Tensor | None, *, scale: float = 1.0, residual: bool = True
+) -> Tensor:
     """Q = scale * B (T + residual * I), computed in float32 or better, in B's dtype."""
     wide = B.to(compute_dtype(B.dtype))
     return (scale * (wide @ _middle(T, residual, B.shape[1], wide))).to(B.dtype)
@@ -104,16 +110,17 @@ def triple_lora_delta(
 ) -> Tensor:
     """base + s * dropout(x) A^T M^T B^T in x's dtype; x (..., D_in) -> (..., D_out)."""
     dtype = compute_dtype(x.dtype)
-    rows = x.reshape(-1, x.shape[-1]).to(dtype)
+    rows = x.reshape(math.prod(x.shape[:-1]), x.shape[-1]).to(dtype)
     if seed is not None:
-        rows = rows * dropout_factor(seed, *rows.shape, dropout_p).to(dtype)
+        rows = rows * dropout_factor(seed, len(rows), x.shape[-1], dropout_p).to(dtype)
     if in_index is not None:
         rows = rows[:, block_columns(in_index, block, x.shape[-1])]
     wide = B.to(dtype)
     folded = scale * (wide @ _middle(T, residual, A.shape[0], wide))
     delta = (rows @ A.to(dtype).T) @ folded.T
     if out_index is not None:
-        width = out_features if base is None else base.shape[-1]
+        width = base.shape[-1] if base is not None else out_features
+        assert width is not None  # api.py asks for it where there is no base
         columns = block_columns(out_index, block, width)
         delta = delta.new_zeros(len(rows), width).index_copy(1, columns, delta)
     delta = delta.reshape(*x.shape[:-1], delta.shape[-1])
@@ -128,7 +135,7 @@ def triple_lora_linear(
     B: Tensor,
     *,
     bias: Tensor | None = None,
-    **options: object,
+    **options: Any,
 ) -> Tensor:
     """x W^T + bias + the delta of ``triple_lora_delta`` (same options), rounded once."""
     dtype = compute_dtype(x.dtype)
@@ -164,7 +171,7 @@ def triple_lora_backward(
     g, rows, A_, B_ = (t.to(dtype) for t in (grad, x, A, B))
     factor = None
     if seed is not None:
-        factor = dropout_factor(seed, *x.shape, dropout_p).to(dtype)
+        factor = dropout_factor(seed, len(x), x.shape[-1], dropout_p).to(dtype)
         rows = rows * factor
     active = g
     if in_index is not None:
@@ -241,6 +248,7 @@ def select_middle(
 ) -> tuple[Tensor, Tensor]:
     """T (..., rank, rank) = middle at the chosen entries, and their flat index (..., rank^2)."""
     if index is None:
+        assert scores is not None  # api.py asks for scores where there is no index
         index = choose(scores.detach(), rank, previous)
     flat = middle.flatten(-2)
     T = flat.gather(-1, index)
