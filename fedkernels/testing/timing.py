@@ -138,9 +138,10 @@ def saved_activations(exclude: Iterable[Tensor] = ()) -> Iterator[SavedActivatio
 
 
 def _repeats(call: Callable[[], object], min_sample_us: float, wait: Callable[[], object]) -> int:
-    """Calls per sample; finding them out is the warm-up (at least three calls)."""
-    for _ in range(2):
-        call()
+    """Calls per sample; finding them out is the warm-up: three calls, or one of over half a second."""
+    if _elapsed_us(call, 1, wait) > 500_000:
+        return 1
+    call()
     repeats = 1
     while True:
         elapsed = _elapsed_us(call, repeats, wait)
