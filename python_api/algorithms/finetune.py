@@ -17,7 +17,6 @@ from python_api.errors import InputError
 from python_api.federation.bus import Party, Payload
 from python_api.federation.seeds import generator, seed_for
 from python_api.models.adapted import AdaptedModel
-from python_api.models.bases import load_bases, resolve_device
 from python_api.models.batching import Batch, Batcher
 from python_api.models.build import Base
 from python_api.models.metrics import classification_metrics, exact_match
@@ -28,14 +27,7 @@ if TYPE_CHECKING:
     from python_api.config import PartyConfig, RunConfig
     from python_api.data.task import TaskData
 
-__all__ = [
-    "FineTuneParty",
-    "load_bases",
-    "load_party",
-    "make_parties",
-    "metric_rows",
-    "resolve_device",
-]
+__all__ = ["FineTuneParty", "metric_rows"]
 
 
 class FineTuneParty(Party):
@@ -96,6 +88,14 @@ class FineTuneParty(Party):
 
     # ---- training ---------------------------------------------------------------------------
 
+    def check_train(self) -> None:
+        """Refuses to train on nothing: every item may have been dropped as too long."""
+        if not len(self.train):
+            raise InputError(
+                f"party.{self.name}.task.train: no item is left to train on; expected answers "
+                f"that fit into max_length = {self.config.train.max_length}"
+            )
+
     @property
     def steps_per_round(self) -> int:
         """Optimiser steps of one round."""
@@ -108,8 +108,7 @@ class FineTuneParty(Party):
     def macro_batches(self, round: int) -> Iterator[list[Batch]]:
         """The round's optimiser steps, each a list of up to `accumulate` micro-batches on the
         party's device. The order depends on (run seed, round, party) alone."""
-        if not len(self.train):
-            raise InputError(f"party.{self.name}.task.train: no item is left to train on")
+        self.check_train()
         train = self.config.train
         draw = generator(self.run.seed, round, self.name, "batches")
         rows = train.batch_size * train.accumulate
@@ -187,8 +186,10 @@ class FineTuneParty(Party):
             "values": torch.tensor([metrics[name] for name in names], dtype=torch.float64),
         }
 
-    def _measure(self, split: str, batcher: Batcher) -> dict[str, float]:
-        limit = self.run.eval.limit
+    def _measure(
+        self, split: str, batcher: Batcher, *, limit: int | None = None
+    ) -> dict[str, float]:
+        limit = self.run.eval.limit if limit is None else limit
         examples = batcher.examples[: limit or None]
         if not examples:
             return {}
@@ -278,6 +279,26 @@ class FineTuneParty(Party):
             for row, text in zip(rows, texts, strict=True)
         ]
 
+    def evaluate_rows(self, rows: Sequence[dict[str, Any]]) -> dict[str, float]:
+        """Metrics by name (`accuracy`, `loss`, ...) on rows that hold the label or the answer, all
+        of them: `eval.limit` bounds what a run measures, not what a user hands over.
+
+        Raises:
+            InputError: no rows, or one without a text, a label or an answer.
+        """
+        from python_api.data.task import task_from_rows
+
+        task = self.config.task
+        examples = task_from_rows(rows, task, labels=self.labels)
+        if not examples:
+            raise InputError("no rows; expected at least one to evaluate on")
+        for number, example in enumerate(examples, 1):
+            if example.label is None and example.answer is None:
+                column = task.answer if self.kind == "generation" else task.label
+                raise InputError(f"row {number}: no value in column {column!r} to compare with")
+        found = self._measure("rows", self._batcher(examples), limit=0)
+        return {name.split("/", 1)[1]: value for name, value in found.items()}
+
     def _examples(self, rows: Sequence[dict[str, str]]) -> list[Any]:
         from python_api.data.task import Example
 
@@ -336,6 +357,7 @@ class FineTuneParty(Party):
             "labels": list(self.labels),
             "max_length": self.config.train.max_length,
             "prompt": self.base.prompt,
+            "slots": self.config.slots,
         }
 
     # ---- private ----------------------------------------------------------------------------
@@ -370,54 +392,6 @@ def metric_rows(payload: Payload) -> list[tuple[str, str, float]]:
         split, metric = name.split("/", 1)
         rows.append((split, metric, float(value)))
     return rows
-
-
-def make_parties(
-    run: RunConfig, *, cls: type[FineTuneParty] = FineTuneParty, progress: Any = None
-) -> list[Any]:
-    """Load every party's task and base and build the parties, in the order of the config."""
-    from python_api.data.task import load_task
-
-    data = {p.name: load_task(p.task, seed=run.seed, party=p.name) for p in run.parties}
-    bases = load_bases(run, data, progress=progress)
-    return [cls(p, run, bases[p.name], data[p.name]) for p in run.parties]
-
-
-def load_party(folder: str | Path, name: str) -> FineTuneParty:
-    """A party of a finished run, for prediction and export.
-
-    Raises:
-        InputError: no such run or party, or nothing saved yet.
-    """
-    from python_api.config import load_config
-    from python_api.models.disk import load_disk
-    from python_api.models.export import load_native
-
-    folder = Path(folder)
-    if not (folder / "config.toml").is_file():
-        raise InputError(f"{folder}: no config.toml; expected a run folder")
-    run = load_config(folder / "config.toml")
-    named = {party.name: party for party in run.parties}
-    if name not in named:
-        raise InputError(f"{folder}: no party {name!r}; expected one of {' '.join(named)}")
-    saved = folder / "models" / name
-    if not (saved / "native" / "task.json").is_file():
-        raise InputError(f"{saved}: no saved model; expected one after a finished round")
-    party = named[name]
-    task = json.loads((saved / "native" / "task.json").read_text())
-    path = str(saved / "base") if (saved / "base").is_dir() else str(party.model.path)
-    dtype = torch.bfloat16 if party.train.precision == "bfloat16" else torch.float32
-    base = load_disk(
-        path,
-        device=resolve_device(party.device or run.device),
-        dtype=dtype,
-        prompt=task["prompt"],
-    )
-    if party.model.path is None:
-        base.path = None
-    loaded = FineTuneParty(party, run, base, None, labels=task["labels"])
-    load_native(loaded.model, saved / "native")
-    return loaded
 
 
 def _clone(tensor: Tensor | None) -> Tensor | None:

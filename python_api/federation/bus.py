@@ -20,7 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from python_api.errors import RunFailed
+from python_api.errors import InputError, RunFailed
 from python_api.federation.manifest import Manifest, ManifestError
 from python_api.federation.seeds import seed_for
 from python_api.federation.traffic import TrafficLog
@@ -38,6 +38,7 @@ __all__ = ["Federation", "Party", "Payload", "Replies", "serve"]
 logger = logging.getLogger("fedkernels.federation")
 
 REASON_CAP = 500
+BAD_INPUT = "bad input: "  # begins the reason of a party whose own config or data is at fault
 
 
 class Party:
@@ -158,7 +159,8 @@ class Federation(ABC):
         min_replies: how many must answer well; by default all that were asked.
 
         Errors: `ManifestError` if what would be sent is not declared (nothing is sent then);
-        `RunFailed` that names every failed party if too few answer. A reply with a NaN, another
+        `RunFailed` that names every failed party if too few answer, `InputError` instead if a party
+        failed with one: its words name the key or the file. A reply with a NaN, another
         shape or dtype, or an entry that is not declared counts as that party's failure.
         """
         plan = self._plan(op, payloads, to)
@@ -168,6 +170,7 @@ class Federation(ABC):
         start = time.perf_counter()
         ok: dict[str, Payload] = {}
         failed: dict[str, str] = {}
+        bad_input: list[str] = []
         moved = 0
         frames: dict[int, bytes] = {}  # a broadcast is encoded once
         for name, payload in plan.items():
@@ -185,6 +188,9 @@ class Federation(ABC):
             late = time.perf_counter() - sent
             reason, reply, size = self._accept(name, op, answer)
             moved += size
+            if reason is not None and reason.startswith(BAD_INPUT):
+                reason = reason.removeprefix(BAD_INPUT)
+                bad_input.append(reason)
             if reason is None and deadline is not None and late > deadline:
                 reason = f"expected a reply within {deadline:g} s, got it after {late:.1f} s"
             if reason is None:
@@ -193,6 +199,8 @@ class Federation(ABC):
                 failed[name] = reason
                 logger.warning("round %d, op %r, party %r: %s", self.round, op, name, reason)
         if len(ok) < needed:
+            if bad_input:
+                raise InputError(bad_input[0])
             listed = "; ".join(f"{name}: {reason}" for name, reason in failed.items())
             raise RunFailed(
                 f"round {self.round}, op {op!r}: {len(ok)} of {len(plan)} parties replied, "
@@ -305,7 +313,7 @@ def serve(
         manifest.check(op, "up", reply, party=party.name, sizes=sizes)
         return encode(reply, {"op": op, "round": meta["round"]})
     except Exception as error:
-        if not isinstance(error, ManifestError):
+        if not isinstance(error, ManifestError | InputError):
             logger.exception("op %r of party %r failed", op, party.name)
         refusal = {"op": op, "round": meta.get("round", 0), "failed": 1}
         return encode({"reason": _reason(error)}, refusal)
@@ -328,7 +336,9 @@ def _random_stream(seed: int) -> Iterator[None]:
 def _reason(error: Exception) -> str:
     """One line, capped: a reason may travel, and a message may be as long as what it quotes."""
     text = " ".join(str(error).split())
-    if not isinstance(error, RunFailed | WireError):
+    if isinstance(error, InputError):
+        text = f"{BAD_INPUT}{text}"
+    elif not isinstance(error, RunFailed | WireError):
         text = f"{type(error).__name__}: {text}" if text else type(error).__name__
     text = text.encode("utf-8", "replace").decode()
     return text if len(text) <= REASON_CAP else text[: REASON_CAP - 3] + "..."

@@ -7,6 +7,7 @@ trained with three. Slots that share a fused layer go out as one layer of k time
 from __future__ import annotations
 
 import json
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
     from python_api.models.adapted import AdaptedModel
     from python_api.models.layer import AdaptedLinear
 
-__all__ = ["HEAD_FILE", "export", "load_native"]
+__all__ = ["HEAD_FILE", "Sizes", "export", "load_native", "read_sizes"]
 
 HEAD_FILE = "head.safetensors"  # weight (C, D) and bias (C,) of the private head, float32
 FORMATS = ("peft", "merged", "native")
@@ -142,6 +143,25 @@ def _native(model: AdaptedModel, folder: Path) -> None:
     (folder / "adapter.json").write_text(json.dumps(sizes, indent=1))
 
 
+@dataclass(frozen=True)
+class Sizes:
+    """What ``adapter.json`` says of a saved model. base: a path, ``"../base"`` for its own."""
+
+    rank: int
+    scale: float
+    residual: bool
+    layers: int
+    slots: tuple[str, ...]
+    base: str
+
+
+def read_sizes(folder: Path) -> Sizes:
+    """The sizes of what ``"native"`` wrote into ``folder``."""
+    found = json.loads((folder / "adapter.json").read_text())
+    found["slots"] = tuple(found["slots"])
+    return Sizes(**{name: found[name] for name in Sizes.__dataclass_fields__})
+
+
 def load_native(model: AdaptedModel, folder: Path) -> None:
     """Load what ``"native"`` wrote into a model of the same sizes.
 
@@ -150,18 +170,18 @@ def load_native(model: AdaptedModel, folder: Path) -> None:
     """
     from safetensors.torch import load_file
 
-    sizes = json.loads((folder / "adapter.json").read_text())
-    found = {"rank": model.rank, "layers": model.n_layers, "slots": list(model.slots)}
+    sizes = read_sizes(folder)
+    found = {"rank": model.rank, "layers": model.n_layers, "slots": tuple(model.slots)}
     for name, value in found.items():
-        if sizes[name] != value:
-            raise InputError(f"{folder}: {name} {sizes[name]} was saved, the model has {value}")
+        if (kept := getattr(sizes, name)) != value:
+            raise InputError(f"{folder}: {name} {kept} was saved, the model has {value}")
     state = load_file(folder / "adapter.safetensors")
     middle = state.pop("middle", None)
     model.load_adapter_state(state)
-    model.set_scale(sizes["scale"])
+    model.set_scale(sizes.scale)
     if middle is not None:
         middle = middle.to(next(model.parameters()).device)
-    model.set_middle(middle, residual=sizes["residual"])
+    model.set_middle(middle, residual=sizes.residual)
 
 
 def _save(tensors: dict[str, Tensor], path: Path) -> None:

@@ -109,7 +109,7 @@ class TrainedParty:
 
     @cached_property
     def model(self) -> Any:
-        from python_api.algorithms.finetune import load_party
+        from python_api.algorithms.parties import load_party
 
         return load_party(self._run, self.name)
 
@@ -125,23 +125,7 @@ class TrainedParty:
 
         Errors: `InputError` for a row without one.
         """
-        from python_api.algorithms.finetune import metric_rows
-        from python_api.data.task import task_from_rows
-
-        model, found = self.model, read(rows)
-        task = model.config.task
-        examples = task_from_rows(found, task, labels=model.labels)
-        for number, example in enumerate(examples, 1):
-            if example.label is None and example.answer is None:
-                column = task.answer if model.kind == "generation" else task.label
-                raise InputError(f"row {number}: no value in column {column!r} to compare with")
-        if not examples:
-            raise InputError("no rows; expected at least one to evaluate on")
-        # `eval.limit` bounds what a run measures, not what a user hands over.
-        every = model.run.eval.model_copy(update={"limit": 0})
-        model.run = model.run.model_copy(update={"eval": every})
-        model.test = model._batcher(examples)
-        return {name: value for _, name, value in metric_rows(model.evaluate({}))}
+        return self.model.evaluate_rows(read(rows))
 
 
 def read(rows: Sequence[Row] | Path | str) -> list[Row]:

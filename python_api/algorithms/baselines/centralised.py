@@ -9,9 +9,10 @@ import torch
 
 from python_api.algorithms.base import EVALUATE, Algorithm
 from python_api.algorithms.baselines.plain import accumulate, sweeps, total_sweeps
-from python_api.algorithms.finetune import FineTuneParty, load_bases
+from python_api.algorithms.finetune import FineTuneParty
 from python_api.federation.manifest import Manifest
 from python_api.federation.seeds import generator, seed_for
+from python_api.models.bases import load_bases
 
 if TYPE_CHECKING:
     from python_api.config import PartyConfig
@@ -50,6 +51,8 @@ class Centralised(Algorithm):
         self.members = [
             FineTuneParty(p.model_copy(update=update), run, base, data[p.name]) for p in run.parties
         ]
+        for party in self.members:
+            party.check_train()
         self.holder = next(p for p in self.members if p.name == largest.name)
         self._tie()
         self.steps = [party.steps_per_round for party in self.members]

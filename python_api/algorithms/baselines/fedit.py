@@ -10,8 +10,8 @@ from torch import Tensor
 
 from python_api.algorithms.base import EVALUATE, Algorithm
 from python_api.algorithms.baselines.plain import TRAIN, PlainParty
-from python_api.algorithms.finetune import make_parties
 from python_api.algorithms.h2tune.server import weights
+from python_api.algorithms.parties import make_parties
 from python_api.errors import InputError
 from python_api.federation.manifest import Manifest, OpRule, Rule
 

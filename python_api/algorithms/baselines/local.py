@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from python_api.algorithms.base import EVALUATE, Algorithm
 from python_api.algorithms.baselines.plain import TRAIN, PlainParty
-from python_api.algorithms.finetune import make_parties
+from python_api.algorithms.parties import make_parties
 from python_api.federation.manifest import Manifest
 
 if TYPE_CHECKING:

@@ -10,11 +10,11 @@ import torch
 from torch import Tensor
 
 from python_api.algorithms.base import EVALUATE, Algorithm
-from python_api.algorithms.finetune import make_parties
 from python_api.algorithms.h2tune.middle import unpack_mask
 from python_api.algorithms.h2tune.party import H2TuneParty
 from python_api.algorithms.h2tune.server import Upload, first_shared, weights
 from python_api.algorithms.h2tune.shared import SharedTensors
+from python_api.algorithms.parties import make_parties
 from python_api.errors import InputError
 from python_api.federation.manifest import Manifest, OpRule, Rule
 from python_api.federation.seeds import generator

@@ -8,7 +8,7 @@ import time
 import pytest
 import torch
 
-from python_api.errors import RunFailed
+from python_api.errors import InputError, RunFailed
 from python_api.federation import ManifestError, Replies, TrafficLog
 
 
@@ -280,3 +280,16 @@ def test_the_callers_stream_is_left_alone(toy):
     torch.manual_seed(5)
     federation.call("fit")
     assert torch.equal(torch.rand(3), expected)
+
+
+def test_bad_input_inside_an_op_stays_bad_input(toy):
+    federation, parties = toy.federation()
+    line = "party.b.task.train: no item is left to train on"
+    parties["b"].fault["upload"] = fail(InputError(line))
+    with pytest.raises(InputError) as caught:
+        federation.call("upload")
+    assert str(caught.value) == line
+    assert federation.call("upload", min_replies=2).failed == {"b": line}
+    parties["b"].fault["upload"] = fail(ValueError("another"))
+    with pytest.raises(RunFailed, match="b: ValueError: another"):
+        federation.call("upload")

@@ -104,3 +104,36 @@ def test_bad_data_shows_before_anything_is_written(source, tmp_path):
     with pytest.raises(InputError):
         python_api.run(source | {"rounds": -1}, out=tmp_path / "run", progress=False)
     assert [child.name for child in tmp_path.iterdir()] == ["bad.csv"]
+
+
+def test_an_ignored_table_is_named_once_in_the_log(source, tmp_path):
+    given = source | {"algorithm": "local", "rounds": 1}
+    run = python_api.run(given, out=tmp_path / "run", progress=False)
+    assert (run.path / "log.txt").read_text().count("[h2tune]: middle_rank is ignored") == 1
+
+
+def test_a_party_of_a_centralised_run_has_the_largest_model(source, tmp_path):
+    shop, news = source["party"]
+    wide = news["model"] | {"hidden_size": 24, "layers": 3}
+    given = source | {"algorithm": "centralised", "rounds": 1}
+    given["party"] = [shop, news | {"model": wide, "rank": 4, "modules": ["q", "down"]}]
+    run = python_api.run(given, out=tmp_path / "run", progress=False)
+    model = run.party("shop").model.model
+    assert (model.rank, model.n_layers, model.slots) == (4, 3, ("q", "down"))
+    limited = run.party("shop").evaluate(given["party"][0]["task"]["train"])
+    assert 0 <= limited["accuracy"] <= 1
+    for name in ("shop", "news"):
+        assert run.party(name).predict([{"text": "red near"}])[0]["prediction"] in ("c0", "c1")
+
+
+def test_evaluate_rows_looks_at_all_rows(source, finished):
+    file = source["party"][0]["task"]["train"]
+    limited = finished.party("shop")
+    before = len(limited.model.test)
+    every = limited.model.run.eval.model_copy(update={"limit": 1})
+    limited.model.run = limited.model.run.model_copy(update={"eval": every})
+    found = limited.evaluate(file)
+    assert found == finished.party("shop").evaluate(file)
+    assert len(limited.model.test) == before
+    with pytest.raises(InputError, match="no rows"):
+        limited.model.evaluate_rows([])

@@ -8,12 +8,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from python_api.algorithms.finetune import (
-    FineTuneParty,
-    load_party,
-    make_parties,
-    metric_rows,
-)
+from python_api.algorithms.finetune import FineTuneParty, metric_rows
+from python_api.algorithms.parties import load_party, make_parties
 from python_api.config import dump_config, load_config
 from python_api.errors import InputError
 from python_api.models.optimise import LocalOptimizer, learning_rate_factor
