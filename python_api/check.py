@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from python_api.config import ignored
 from python_api.errors import InputError
 
 if TYPE_CHECKING:
@@ -31,11 +32,6 @@ BASIS = {
         'basis "rotated": the control of "svd"; each party\'s frozen basis is turned by a private '
         "orthogonal matrix, so that an entry means something else to each."
     ),
-}
-READS = {
-    "local": "alternate (for the number of passes)",
-    "centralised": "alternate (for the number of passes)",
-    "fedit": "alternate (for the number of passes) and weight",
 }
 
 
@@ -189,8 +185,8 @@ def _notes(config: RunConfig) -> tuple[str, ...]:
     notes = []
     if config.algorithm == "h2tune":
         notes.append(BASIS[config.h2tune.basis])
-    else:
-        notes.append(f"[h2tune]: {config.algorithm} reads {READS[config.algorithm]}, no other key.")
+    elif (line := ignored(config)) is not None:
+        notes.append(line)
     if any(p.model.path for p in config.parties):
         notes.append("Lengths of parties with model.path are in bytes: an upper bound of tokens.")
     notes.append(

@@ -1,4 +1,4 @@
-"""What users see when something is wrong: one line that names what and where and what was expected."""
+"""What users see when something is wrong: one line that says what, where, and what was expected."""
 
 from __future__ import annotations
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 from python_api.config.defaults import default_source, known_algorithms
 from python_api.config.dump import dump_config
 from python_api.config.explain import explain
+from python_api.config.ignored import ignored
 from python_api.config.load import load_config
 from python_api.config.overrides import parse_set
 from python_api.config.schema import (
@@ -33,6 +34,7 @@ __all__ = [
     "default_source",
     "dump_config",
     "explain",
+    "ignored",
     "known_algorithms",
     "load_config",
     "parse_set",

@@ -48,7 +48,6 @@ def default_source(algorithm: str) -> dict[str, Any]:
         "device": "auto",
         "train": {"max_length": 64},
         "eval": {},
-        "h2tune": {"middle_rank": 16},
         "party": copy.deepcopy(PARTIES),
     }
     if algorithm == "fedit":

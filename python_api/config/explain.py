@@ -7,6 +7,7 @@ from typing import Any, Literal, get_args, get_origin
 from pydantic.fields import FieldInfo
 
 from python_api.config.defaults import default_source
+from python_api.config.ignored import READS
 from python_api.config.load import load_config
 from python_api.config.schema import (
     EvalConfig,
@@ -46,8 +47,10 @@ def explain(algorithm: str = "h2tune", *, full: bool = False) -> str:
     for name, cls in (("train", TrainConfig), ("eval", EvalConfig), ("h2tune", H2TuneConfig)):
         doc = (cls.__doc__ or "").split(": ", 1)[-1].splitlines()[0]
         write.header(f"[{name}]", doc)
-        values = {key: getattr(getattr(config, name), key) for key in cls.model_fields}
-        write.keys(cls, values)
+        keys = list(cls.model_fields)
+        if name == "h2tune":
+            keys = [key for key in keys if key in READS.get(algorithm, keys)]
+        write.keys(cls, {key: getattr(getattr(config, name), key) for key in keys})
     write.header("[defaults]", "what every [[party]] holds unless it says otherwise")
     write.keys(PartyConfig, {"alpha": config.parties[0].alpha, "modules": "all", "slots": None})
     for name, model in source.get("models", {}).items():
@@ -114,7 +117,7 @@ def _takes(field: FieldInfo | None) -> str:
     text = ""
     if get_origin(field.annotation) is Literal:
         text = "; one of " + ", ".join(_toml(choice) for choice in get_args(field.annotation))
-    default = field.get_default(call_default_factory=True)  # type: ignore[call-arg]
+    default = field.get_default(call_default_factory=True)
     if field.is_required() or default is None or isinstance(default, dict | Table) or default == ():
         return text
     return f"{text}; default {_toml(default)}"

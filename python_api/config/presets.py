@@ -33,7 +33,14 @@ def preset(algorithm: str, h2tune: Mapping[str, Any]) -> Preset:
     return Preset(
         top={"rounds": 120},
         train=train | ({"lr": 1e-2} if own else {}),
-        h2tune={"middle_rank": 32, "select": "block", "alternate": "joint"},
+        h2tune={
+            "middle_rank": 32,
+            "select": "block",
+            "alternate": "joint",
+            # One base: layer l is layer l. A relation that each party trains for itself would put
+            # another T into each party's model, also where all receive the same G.
+            "relation": "last",
+        },
         party={"rank": 32},
         refuses_alpha=own,
     )

@@ -97,6 +97,7 @@ def _run(
     progress: Progress,
     dump: Callable[[RunConfig], str] | None,
 ) -> RunFolder:
+    from python_api.config import ignored
     from python_api.federation.local import LocalFederation
     from python_api.run.environment import environment
 
@@ -104,6 +105,8 @@ def _run(
         from python_api.config import dump_config
 
         dump = dump_config
+    if (line := ignored(config)) is not None:
+        recorder.log(line)
     # Data and models first: whatever is wrong with them shows before there is a folder.
     try:
         parties = algorithm.parties(recorder)
@@ -138,6 +141,7 @@ def _run(
     except BaseException as error:
         folder.finish("failed", " ".join(f"{type(error).__name__}: {error}".split()))
         write_report(folder, progress, strict=False)
+        progress.log(f"{path} holds what was done until then")
         raise
     else:
         folder.finish("finished")

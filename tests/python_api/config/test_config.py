@@ -7,7 +7,14 @@ from typing import Any
 
 import pytest
 
-from python_api.config import dump_config, explain, known_algorithms, load_config, parse_set
+from python_api.config import (
+    dump_config,
+    explain,
+    ignored,
+    known_algorithms,
+    load_config,
+    parse_set,
+)
 from python_api.errors import InputError
 
 
@@ -64,6 +71,9 @@ def test_svd_sets_its_defaults_and_any_key_overrides() -> None:
     party = config.parties[0]
     assert (config.rounds, config.h2tune.middle_rank, party.rank) == (120, 32, 32)
     assert (config.h2tune.select, config.h2tune.alternate) == ("block", "step")
+    assert config.h2tune.relation == "last"  # a P of each party's own would give each another T
+    free = {"basis": "svd", "relation": "depth"}
+    assert load_config(source(h2tune=free)).h2tune.relation == "depth"
     assert (party.train.steps, party.train.batch_size, party.train.warmup) == (4, 32, 10)
     assert party.train.schedule == "cosine" and party.alpha == party.rank
     refused(source(h2tune={"basis": "svd"}, defaults={"alpha": 8}), "defaults.alpha", "no alpha")
@@ -207,3 +217,15 @@ def test_overrides_name_what_they_do_not_find() -> None:
     refused(source(), "--set party.b", "expected one of a", overrides={"party.b.rank": 3})
     refused(source(), "--set party.a.rnak", "nearest", overrides={"party.a.rnak": 3})
     refused(source(), "rounds", "at least 1", overrides={"rounds": 0})
+
+
+def test_the_table_of_another_algorithm_is_checked_ignored_and_named() -> None:
+    given = source(algorithm="local", h2tune={"share": False, "upload": "ridge"})
+    line = "[h2tune]: share, upload are ignored; local reads basis, alternate"
+    assert ignored(load_config(given)) == line
+    assert ignored(load_config(source(algorithm="local", h2tune={"alternate": "joint"}))) is None
+    assert ignored(load_config(source(h2tune={"share": False}))) is None
+    refused(source(algorithm="local", h2tune={"shar": False}), "nearest known: share")
+    for name in ("local", "fedit", "centralised"):
+        assert ignored(load_config(name)) is None
+        assert "middle_rank" not in explain(name)
