@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any
@@ -62,13 +64,14 @@ def run(
 
     overrides, place = parse_set(set_ or ()), device.value if device else None
     preflight(load_config(source, overrides, device=place))  # one line, before any progress shows
-    done = start(
-        source,
-        out=out,
-        overrides=overrides,
-        device=place,
-        overwrite=overwrite,
-    )
+    with _stoppable():
+        done = start(
+            source,
+            out=out,
+            overrides=overrides,
+            device=place,
+            overwrite=overwrite,
+        )
     _summary(done)
     print(f"report: {done.report}")
 
@@ -250,7 +253,8 @@ def demo() -> None:
     """The algorithms on built-in data, and the kernels' speed: runs/demo/report.html."""
     from python_api.demo import demo as show
 
-    show()
+    with _stoppable():
+        show()
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -261,8 +265,10 @@ def main(arguments: list[str] | None = None) -> int:
         return _fail(error, 1)
     except ValueError as error:  # InputError, and the functions of fedkernels
         return _fail(error, 2)
+    except _Stopped as stop:
+        return _interrupted(stop.__cause__)
     except KeyboardInterrupt as error:
-        return _fail(error if str(error) else "interrupted", 130)
+        return _interrupted(error)
     except Exception as error:
         name = type(error).__name__
         if name == "NoArgsIsHelpError":
@@ -270,17 +276,40 @@ def main(arguments: list[str] | None = None) -> int:
             return 2
         if hasattr(error, "format_message"):  # a usage error of the command line itself
             return _fail(error.format_message(), 2)
-        if name == "Abort":
-            return _fail("interrupted", 130)
+        if name == "Abort":  # what the command line makes of a KeyboardInterrupt
+            return _interrupted(error.__cause__)
         import traceback
 
         traceback.print_exc()
         return 1
+    if outcome == 130:  # a KeyboardInterrupt in a version of typer that keeps it to itself
+        return _interrupted(None)
     return outcome if isinstance(outcome, int) else 0
+
+
+class _Stopped(Exception):
+    """Ctrl-C during a run, past a command line library that would drop what it says."""
+
+
+@contextmanager
+def _stoppable() -> Iterator[None]:
+    try:
+        yield
+    except KeyboardInterrupt as stop:
+        raise _Stopped from stop
 
 
 def _fail(error: object, code: int) -> int:
     print(" ".join(str(error).split()), file=sys.stderr)
+    return code
+
+
+def _interrupted(error: BaseException | None) -> int:
+    """130, after the folder of the run and its report, if there is one."""
+    code = _fail(str(error or "") or "interrupted", 130)
+    folder = getattr(error, "path", None)
+    if folder is not None and (report := Path(folder) / "report.html").is_file():
+        print(f"report: {report}")
     return code
 
 
