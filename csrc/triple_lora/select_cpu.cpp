@@ -6,11 +6,14 @@
 #include <torch/csrc/stable/tensor.h>
 
 #include <algorithm>
+#include <atomic>
 #include <cmath>
 #include <cstring>
 #include <functional>
 #include <limits>
 #include <optional>
+#include <stdexcept>
+#include <string>
 #include <tuple>
 #include <type_traits>
 #include <vector>
@@ -61,6 +64,18 @@ void keep_slots(const int64_t* previous, int64_t n, int64_t k, std::vector<uint8
   }
 }
 
+// Whether all k entries lie in a matrix of n. check.py looks in eager mode; compiled code and
+// functorch reach this check alone. No throw from a thread of the pool: the caller throws.
+bool within(const int64_t* index, int64_t k, int64_t n) {
+  bool good = true;
+  for (int64_t i = 0; i < k; ++i) good &= static_cast<uint64_t>(index[i]) < static_cast<uint64_t>(n);
+  return good;
+}
+
+void refuse(const char* name, int64_t n) {
+  throw std::invalid_argument(std::string(name) + " must lie in [0, " + std::to_string(n) + ")");
+}
+
 Tensor select_index(const Tensor& scores, int64_t rank, const Optional& previous) {
   std::vector<int64_t> shape(scores.sizes().begin(), scores.sizes().end());
   const int64_t size = shape.back(), n = size * size, k = rank * rank;
@@ -76,14 +91,20 @@ Tensor select_index(const Tensor& scores, int64_t rank, const Optional& previous
   const Element element = element_of(scores);
   const void* data = scores.const_data_ptr();
   const int64_t grain = std::max<int64_t>(1, 16384 / n);
+  std::atomic<bool> good{true};
   torch::stable::parallel_for(0, matrices, grain, [&](int64_t begin, int64_t end) {
     select(element, data, n, k, begin, end, out);
     if (!previous) return;
     std::vector<uint8_t> chosen(n);
     for (int64_t m = begin; m < end; ++m) {
-      keep_slots(before + m * k, n, k, chosen, out + m * k);
+      if (within(before + m * k, k, n)) {
+        keep_slots(before + m * k, n, k, chosen, out + m * k);
+      } else {
+        good = false;
+      }
     }
   });
+  if (!good) refuse("previous", n);
   return index;
 }
 
@@ -96,6 +117,7 @@ Tensor gather_middle(const Tensor& middle, const Tensor& index_, int64_t rank) {
   Tensor T = torch::stable::new_empty(middle, shape);
   const int64_t matrices = k > 0 ? index.numel() / k : 0;
   const int64_t* at = static_cast<const int64_t*>(index.const_data_ptr());
+  std::atomic<bool> good{true};
   with_element(element_of(middle), [&](auto kind) {
     using S = decltype(kind);
     const S* in = static_cast<const S*>(middle.const_data_ptr());
@@ -104,10 +126,15 @@ Tensor gather_middle(const Tensor& middle, const Tensor& index_, int64_t rank) {
         0, matrices, std::max<int64_t>(1, 32768 / std::max<int64_t>(k, 1)),
         [&](int64_t begin, int64_t end) {
           for (int64_t m = begin; m < end; ++m) {
+            if (!within(at + m * k, k, n)) {
+              good = false;
+              continue;
+            }
             for (int64_t i = 0; i < k; ++i) out[m * k + i] = in[m * n + at[m * k + i]];
           }
         });
   });
+  if (!good) refuse("index", n);
   return T;
 }
 
@@ -124,6 +151,7 @@ std::tuple<Tensor, Tensor> scatter_middle(const Tensor& grad, const Optional& mi
                           : torch::stable::new_empty(grad, std::vector<int64_t>{0});
   const int64_t matrices = k > 0 ? index.numel() / k : 0;
   const int64_t* at = static_cast<const int64_t*>(index.const_data_ptr());
+  std::atomic<bool> good{true};
   with_element(element_of(grad), [&](auto kind) {
     using S = decltype(kind);
     using T = std::conditional_t<std::is_same_v<S, double>, double, float>;
@@ -136,6 +164,10 @@ std::tuple<Tensor, Tensor> scatter_middle(const Tensor& grad, const Optional& mi
         0, matrices, std::max<int64_t>(1, 32768 / std::max<int64_t>(k, 1)),
         [&](int64_t begin, int64_t end) {
           for (int64_t m = begin; m < end; ++m) {
+            if (!within(at + m * k, k, n)) {
+              good = false;
+              continue;
+            }
             for (int64_t i = 0; i < k; ++i) {
               const int64_t entry = m * n + at[m * k + i];
               const T value = widen(in[m * k + i]);
@@ -145,6 +177,7 @@ std::tuple<Tensor, Tensor> scatter_middle(const Tensor& grad, const Optional& mi
           }
         });
   });
+  if (!good) refuse("index", n);
   return {dmiddle, dscores};
 }
 

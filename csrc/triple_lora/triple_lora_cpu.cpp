@@ -10,6 +10,8 @@
 #include <cmath>
 #include <cstring>
 #include <optional>
+#include <stdexcept>
+#include <string>
 #include <tuple>
 #include <type_traits>
 #include <vector>
@@ -97,15 +99,26 @@ Scratch<T> padded(const Tensor& t, int64_t width) {
   return out;
 }
 
-// Active columns of a block-sparse factor; empty for a dense one.
-std::vector<int64_t> active_columns(const Optional& index, int64_t block, int64_t dim) {
+// Active columns of a block-sparse factor that stores `given` of them; empty for a dense one.
+// check.py looks at the index in eager mode; compiled code and functorch reach this check alone.
+std::vector<int64_t> active_columns(const char* name, const Optional& index, int64_t block,
+                                    int64_t dim, int64_t given) {
   std::vector<int64_t> map;
   if (!index) return map;
-  const int64_t stride = index->stride(0);
+  const int64_t stride = index->stride(0), blocks = (dim + block - 1) / block;
   const int64_t* data = static_cast<const int64_t*>(index->const_data_ptr());
-  for (int64_t i = 0; i < index->numel(); ++i) {
-    const int64_t first = data[i * stride] * block;
+  for (int64_t i = 0, last = -1; i < index->numel(); ++i) {
+    const int64_t number = data[i * stride], first = number * block;
+    if (number <= last || number >= blocks) {
+      throw std::invalid_argument(std::string(name) + " must be sorted, unique and within [0, " +
+                                  std::to_string(blocks) + "), got " + std::to_string(number));
+    }
     for (int64_t d = first; d < std::min(first + block, dim); ++d) map.push_back(d);
+    last = number;
+  }
+  if (static_cast<int64_t>(map.size()) != given) {
+    throw std::invalid_argument(std::string(name) + " covers " + std::to_string(map.size()) +
+                                " positions, but the factor stores " + std::to_string(given));
   }
   return map;
 }
@@ -240,8 +253,8 @@ std::tuple<Tensor, Tensor> forward_as(const Tensor& x, const Optional& weight,
   }
 
   const Factors<T> factors(B, middle, scale, residual);
-  const std::vector<int64_t> in_map = active_columns(in_index, block, D_in);
-  const std::vector<int64_t> out_map = active_columns(out_index, block, D_out);
+  const auto in_map = active_columns("in_index", in_index, block, D_in, A.size(1));
+  const auto out_map = active_columns("out_index", out_index, block, D_out, B.size(0));
   std::vector<uint8_t> Q_active;
   const int64_t r = factors.r, rank = factors.rank;
   const Scratch<T> Q = spread<T>(r, D_out, out_map, out_index.has_value(), Q_active,
@@ -355,8 +368,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> backward_as(
 
   const Factors<T> factors(B, middle, scale, residual);
   const int64_t r = factors.r, rank = factors.rank;
-  const std::vector<int64_t> in_map = active_columns(in_index, block, D_in);
-  const std::vector<int64_t> out_map = active_columns(out_index, block, D_out);
+  const auto in_map = active_columns("in_index", in_index, block, D_in, A.size(1));
+  const auto out_map = active_columns("out_index", out_index, block, D_out, B.size(0));
   const bool wants_Q = need & (need_T | need_B);
 
   Backward<T> f{};

@@ -8,6 +8,8 @@ a silent 0 under torch.func.
 
 from __future__ import annotations
 
+from contextlib import nullcontext
+
 import torch
 from torch import Tensor
 
@@ -20,11 +22,23 @@ def triple_lora(dtype, x, weight, bias, base, A, T, B, width, options) -> Tensor
     """y of api.triple_lora_linear (weight given) or api.triple_lora_delta (base or nothing)."""
     # The ops read the leading dimensions as rows of one contiguous matrix.
     base = None if base is None else base.contiguous()
-    arguments = (x.contiguous(), weight, bias, base, A, T, B, dtype, width, options)
-    if torch._C._functorch.peek_interpreter_stack() is None:
-        return _TripleLora.apply(*arguments)
+    x = x.contiguous()
+    if not torch._C._are_functorch_transforms_active():
+        kept = A.requires_grad or (weight is not None and weight.requires_grad)
+        link = _link(x) if x.requires_grad and not kept else None
+        return _TripleLora.apply(x, weight, bias, base, A, T, B, link, dtype, width, options)
     _refuse_compiled_transforms("triple_lora")
+    arguments = (x, weight, bias, base, A, T, B, _link(x), dtype, width, options)
     return _TripleLoraFunctional.apply(*arguments)[0]
+
+
+def _link(x: Tensor) -> Tensor:
+    """An empty tensor that depends on x, saved where x itself is not.
+
+    dT and dB are functions of x through h alone. Tied to the link, they raise when they are
+    differentiated by x; without it, that derivative was silently 0.
+    """
+    return x.narrow(-1, 0, 0).clone()
 
 
 def select_middle(middle, scores, rank, index, previous, straight_through):
@@ -32,7 +46,7 @@ def select_middle(middle, scores, rank, index, previous, straight_through):
     if index is None:
         index = ops.select_index(scores.detach().contiguous(), rank, previous)
     through = scores if straight_through else None
-    if torch._C._functorch.peek_interpreter_stack() is None:
+    if not torch._C._are_functorch_transforms_active():
         return _GatherMiddle.apply(middle, through, index, rank), index
     _refuse_compiled_transforms("select_middle")
     return _GatherMiddleFunctional.apply(middle, through, index, rank), index
@@ -97,7 +111,7 @@ def _forward(x, weight, bias, base, A, T, B, dtype, width, options) -> tuple[Ten
     )
 
 
-def _kept(needs, x, weight, A, T, B, h) -> tuple[Tensor | None, ...]:
+def _kept(needs, x, weight, A, T, B, h, link) -> tuple[Tensor | None, ...]:
     """What backward reads, by which gradients are asked for; the casts are redone there."""
     factor_grads = needs[_T] or needs[_B]
     return (
@@ -107,13 +121,12 @@ def _kept(needs, x, weight, A, T, B, h) -> tuple[Tensor | None, ...]:
         T,
         B,
         h if factor_grads else None,
+        link,
     )
 
 
 def _backward(needs, settings, grad, saved):
-    dtypes, dtype, width, options = settings
-    x, weight, A, T, B, h = saved
-    scale, residual, in_index, out_index, block, p, seed = options
+    x, weight, A, T, B, _, link = saved
     need = (
         needs[_X] * ops.NEED_X
         | needs[_A] * ops.NEED_A
@@ -122,6 +135,18 @@ def _backward(needs, settings, grad, saved):
         | needs[_WEIGHT] * ops.NEED_WEIGHT
         | needs[_BIAS] * ops.NEED_BIAS
     )
+    # The ops run below autograd, but the products that they call do not: no_grad hides create_graph
+    # from those; `_once` speaks for it.
+    twice = torch.is_grad_enabled()
+    with torch.no_grad() if twice else nullcontext():
+        result = _first_derivative(needs, need, settings, grad, saved)
+    return _once(result, grad, x, weight, A, T, B, link) if twice else result
+
+
+def _first_derivative(needs, need, settings, grad, saved) -> tuple[Tensor | None, ...]:
+    dtypes, dtype, width, options = settings
+    x, weight, A, T, B, h, _ = saved
+    scale, residual, in_index, out_index, block, p, seed = options
     upstream = grad
     # Autocast casts grad nowhere; an FSDP policy may send another dtype than forward's.
     if grad.dtype is not dtype or torch.is_autocast_enabled(grad.device.type):
@@ -141,8 +166,7 @@ def _backward(needs, settings, grad, saved):
     if dtypes is not None:
         outer = [t if to is None else _cast(t, to) for t, to in zip(outer, dtypes, strict=True)]
     grads = zip((*outer, dA, dT, dB), needs, strict=False)
-    result = (*(t if wanted else None for t, wanted in grads), None, None, None)
-    return _once(result, upstream, x, weight, A, T, B) if torch.is_grad_enabled() else result
+    return (*(t if wanted else None for t, wanted in grads), None, None, None, None)
 
 
 def _settings(x, weight, bias, base, dtype, options) -> tuple:
@@ -153,9 +177,9 @@ def _settings(x, weight, bias, base, dtype, options) -> tuple:
 
 class _TripleLora(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, x, weight, bias, base, A, T, B, dtype, width, options):
+    def forward(ctx, x, weight, bias, base, A, T, B, link, dtype, width, options):
         y, h = _forward(x, weight, bias, base, A, T, B, dtype, width, options)
-        ctx.save_for_backward(*_kept(ctx.needs_input_grad, x, weight, A, T, B, h))
+        ctx.save_for_backward(*_kept(ctx.needs_input_grad, x, weight, A, T, B, h, link))
         ctx.settings = _settings(x, weight, bias, base, dtype, options)
         return y
 
@@ -168,14 +192,14 @@ class _TripleLoraFunctional(torch.autograd.Function):
     generate_vmap_rule = True
 
     @staticmethod
-    def forward(x, weight, bias, base, A, T, B, dtype, width, options):
+    def forward(x, weight, bias, base, A, T, B, link, dtype, width, options):
         return _forward(x, weight, bias, base, A, T, B, dtype, width, options)
 
     @staticmethod
     def setup_context(ctx, inputs, output):
-        x, weight, bias, base, A, T, B, dtype, _, options = inputs
+        x, weight, bias, base, A, T, B, link, dtype, _, options = inputs
         ctx.mark_non_differentiable(output[1])
-        ctx.save_for_backward(*_kept(ctx.needs_input_grad, x, weight, A, T, B, output[1]))
+        ctx.save_for_backward(*_kept(ctx.needs_input_grad, x, weight, A, T, B, output[1], link))
         ctx.settings = _settings(x, weight, bias, base, dtype, options)
 
     @staticmethod
@@ -187,7 +211,7 @@ def _scatter(ctx, grad: Tensor):
     middle, index = ctx.saved_tensors
     need_middle, need_scores = ctx.needs_input_grad[:2]
     dmiddle, dscores = ops.scatter_middle(
-        grad.contiguous(), middle if need_scores else None, index, ctx.size
+        grad.contiguous(), middle.contiguous() if need_scores else None, index, ctx.size
     )
     result = (
         dmiddle if need_middle else None,
@@ -225,6 +249,7 @@ class _GatherMiddleFunctional(torch.autograd.Function):
 
 def _keep_gather(ctx, middle, scores, index) -> None:
     needs_scores = scores is not None and ctx.needs_input_grad[1]
-    ctx.save_for_backward(middle.contiguous() if needs_scores else None, index)
+    # As it came, not a copy in order: a copy made here is cut off from what middle depends on.
+    ctx.save_for_backward(middle if needs_scores else None, index)
     ctx.size = middle.shape[-1]
     ctx.scores_dtype = None if scores is None else scores.dtype

@@ -185,7 +185,7 @@ def _readable(index: Tensor) -> bool:
     return (
         index.device.type == "cpu"
         and not torch.compiler.is_compiling()
-        and torch._C._functorch.peek_interpreter_stack() is None
+        and not torch._C._are_functorch_transforms_active()
     )
 
 

@@ -203,11 +203,17 @@ def triple_lora_backward(
 class _StraightThrough(torch.autograd.Function):
     """T = m; backward: dT to m and dT * m to the scores. Built of differentiable operations."""
 
+    generate_vmap_rule = True
+
     @staticmethod
-    def forward(ctx, m: Tensor, scores: Tensor) -> Tensor:
+    def forward(m: Tensor, scores: Tensor) -> Tensor:
+        return m.clone()
+
+    @staticmethod
+    def setup_context(ctx, inputs: tuple[Tensor, Tensor], output: Tensor) -> None:
+        m, scores = inputs
         ctx.save_for_backward(m)
         ctx.dtype = scores.dtype
-        return m.clone()
 
     @staticmethod
     def backward(ctx, grad: Tensor) -> tuple[Tensor, Tensor]:
