@@ -130,7 +130,7 @@ inline void narrow_row(const T* in, F16* out, int64_t n) {
 // out (K, N) = in (N, K)^T.
 template <typename T, int64_t N, int64_t K>
 inline void turn(const T* in, T* out) {
-#if VECTOR_BYTES >= 32
+#if defined(__AVX2__)
   if constexpr (sizeof(T) == 4) {
     for (int64_t n = 0; n < N; n += 8) {
       for (int64_t k = 0; k < K; k += 8) {
