@@ -228,7 +228,7 @@ def choose(scores: Tensor, rank: int, previous: Tensor | None = None) -> Tensor:
     stay keep their slot and the newcomers fill the freed slots in ascending order.
     """
     lead, count = scores.shape[:-2], rank * rank
-    flat = scores.reshape(lead.numel(), -1)
+    flat = scores.reshape(lead.numel(), scores.shape[-1] ** 2)
     nan = flat.isnan()
     values = flat.masked_fill(nan, float("-inf"))
     order = values.sort(dim=-1, descending=True, stable=True).indices
@@ -238,7 +238,10 @@ def choose(scores: Tensor, rank: int, previous: Tensor | None = None) -> Tensor:
         return index.reshape(*lead, count)
     slots = previous.reshape(lead.numel(), count).clone()
     for row, chosen in zip(slots, index, strict=True):
+        ordered = row.sort(stable=True)
         freed = ~torch.isin(row, chosen)
+        # An entry that `previous` names twice keeps its first slot.
+        freed[ordered.indices[1:]] |= ordered.values[1:] == ordered.values[:-1]
         row[freed] = chosen[~torch.isin(chosen, row)]
     return slots.reshape(*lead, count)
 
