@@ -97,7 +97,7 @@ inline void widen_row(const S* in, T* out, int64_t n) {
 template <typename T>
 inline void widen_row(const F16* in, T* out, int64_t n) {
   int64_t i = 0;
-#ifdef __F16C__
+#ifdef WITH_AVX2
   if constexpr (sizeof(T) == 4) {
     for (; i + 8 <= n; i += 8) {
       const __m128i half = _mm_loadu_si128(reinterpret_cast<const __m128i*>(in + i));
@@ -116,7 +116,7 @@ inline void narrow_row(const T* in, S* out, int64_t n) {
 template <typename T>
 inline void narrow_row(const T* in, F16* out, int64_t n) {
   int64_t i = 0;
-#ifdef __F16C__
+#ifdef WITH_AVX2
   if constexpr (sizeof(T) == 4) {
     for (; i + 8 <= n; i += 8) {
       const __m128i half = _mm256_cvtps_ph(_mm256_loadu_ps(in + i), _MM_FROUND_TO_NEAREST_INT);
@@ -130,7 +130,7 @@ inline void narrow_row(const T* in, F16* out, int64_t n) {
 // out (K, N) = in (N, K)^T.
 template <typename T, int64_t N, int64_t K>
 inline void turn(const T* in, T* out) {
-#if defined(__AVX2__)
+#if defined(WITH_AVX2)
   if constexpr (sizeof(T) == 4) {
     for (int64_t n = 0; n < N; n += 8) {
       for (int64_t k = 0; k < K; k += 8) {

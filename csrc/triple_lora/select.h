@@ -24,7 +24,7 @@ void keys_of(const S* scores, int64_t n, K* keys) {
 template <typename K>
 inline uint64_t above(const K* keys, K bound) {
   uint64_t mask = 0;
-#if defined(__AVX512F__)
+#if defined(WITH_AVX512)
   if constexpr (sizeof(K) == 4) {
     const __m512i limit = _mm512_set1_epi32(bound);
     for (int i = 0; i < 4; ++i) {
@@ -33,7 +33,7 @@ inline uint64_t above(const K* keys, K bound) {
     }
     return mask;
   }
-#elif defined(__AVX2__)
+#elif defined(WITH_AVX2)
   if constexpr (sizeof(K) == 4) {
     const __m256i limit = _mm256_set1_epi32(bound);
     for (int i = 0; i < 8; ++i) {
