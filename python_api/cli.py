@@ -194,7 +194,7 @@ def export(
 
 @app.command()
 def report(folders: Annotated[list[Path], typer.Argument(metavar="DIR...")]) -> None:
-    """Write the report of a run again; of several, with a comparison."""
+    """Write the report of a run again, or compare several."""
     from python_api.report import write_report
 
     print(f"report: {write_report(folders[0], *folders[1:])}")
@@ -250,7 +250,7 @@ def info() -> None:
 
 @app.command()
 def demo() -> None:
-    """The algorithms on built-in data, and the kernels' speed: runs/demo/report.html."""
+    """Algorithms on built-in data, kernel speed: runs/demo/report.html."""
     from python_api.demo import demo as show
 
     with _stoppable():

@@ -50,7 +50,10 @@ def explain(algorithm: str = "h2tune", *, full: bool = False) -> str:
         keys = list(cls.model_fields)
         if name == "h2tune":
             keys = [key for key in keys if key in READS.get(algorithm, keys)]
-        write.keys(cls, {key: getattr(getattr(config, name), key) for key in keys})
+        values = {key: getattr(getattr(config, name), key) for key in keys}
+        if values.get("steps") is not None:
+            values["epochs"] = None  # a file takes one of the two
+        write.keys(cls, values)
     write.header("[defaults]", "what every [[party]] holds unless it says otherwise")
     write.keys(PartyConfig, {"alpha": config.parties[0].alpha, "modules": "all", "slots": None})
     for name, model in source.get("models", {}).items():

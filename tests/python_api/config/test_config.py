@@ -229,3 +229,8 @@ def test_the_table_of_another_algorithm_is_checked_ignored_and_named() -> None:
     for name in ("local", "fedit", "centralised"):
         assert ignored(load_config(name)) is None
         assert "middle_rank" not in explain(name)
+
+
+def test_a_default_config_names_both_epochs_and_steps_and_sets_one() -> None:
+    lines = [line.split(" #")[0].rstrip() for line in explain("h2tune", full=True).splitlines()]
+    assert "steps = 20" in lines and "# epochs = ..." in lines and "epochs = 1" not in lines
