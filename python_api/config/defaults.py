@@ -46,7 +46,7 @@ def default_source(algorithm: str) -> dict[str, Any]:
         "seed": 0,
         "rounds": 5,
         "device": "auto",
-        # under half a pass per round: curves that rise over the rounds, on two cores within a minute
+        # under half a pass per round, so that curves rise over the rounds
         "train": {"steps": 20, "max_length": 64},
         "eval": {},
         "party": copy.deepcopy(PARTIES),
