@@ -110,7 +110,7 @@ def _compute(x: Tensor, same: tuple[tuple[str, Tensor | None], ...]) -> torch.dt
     dtype, device = x.dtype, x.device.type
     if dtype not in _FLOATS:
         raise TypeError(f"x must be float32, bfloat16, float16 or float64, got {dtype}")
-    autocast = torch.is_autocast_enabled(device) and dtype != torch.float64
+    autocast = not x.is_meta and torch.is_autocast_enabled(device) and dtype != torch.float64
     for name, tensor in same:
         if tensor is None:
             continue
