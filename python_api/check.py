@@ -96,22 +96,30 @@ def check(config: RunConfig) -> CheckReport:
     return CheckReport(parties, _notes(config), _warnings(config, estimates))
 
 
-def preflight(config: RunConfig) -> dict[str, TaskData]:
+def preflight(config: RunConfig, *, here: bool = False) -> dict[str, TaskData]:
     """Every party's data, after the algorithm, the data and `config.json` were looked at.
+
+    here: the run is to start on this machine: devices and weights must be there too.
 
     Raises:
         InputError: what the algorithm refuses, bad data, or a path that is no checkpoint.
     """
     from python_api.algorithms import make
     from python_api.data.task import load_task
-    from python_api.models.disk import read_config
+    from python_api.models.bases import resolve_device
+    from python_api.models.disk import look_for_weights, read_config
 
     make(config)
+    if here:
+        for device in (p.device or config.device for p in config.parties):
+            resolve_device(device)
     data = {p.name: load_task(p.task, seed=config.seed, party=p.name) for p in config.parties}
     for party in config.parties:
         if party.model.path is not None:
             try:
                 read_config(party.model.path)
+                if here:
+                    look_for_weights(party.model.path)
             except InputError as error:
                 raise InputError(f"party.{party.name}: {error}") from error
     return data

@@ -63,7 +63,8 @@ def run(
     from python_api.run import run as start
 
     overrides, place = parse_set(set_ or ()), device.value if device else None
-    preflight(load_config(source, overrides, device=place))  # one line, before any progress shows
+    # one line, before any progress shows
+    preflight(load_config(source, overrides, device=place), here=True)
     with _stoppable():
         done = start(
             source,
@@ -207,6 +208,7 @@ def bench(
     quick: Annotated[bool, typer.Option("--quick", help="Small sizes, under 30 s.")] = False,
 ) -> None:
     """Time the kernels against their peers, each behind its test."""
+    _resolve(device)
     from fedkernels_benchmarks.run import default_path, run_family
     from fedkernels_benchmarks.table import print_table
 
@@ -231,6 +233,7 @@ def check_kernels(
     device: Annotated[Device, typer.Option()] = Device.cpu,
 ) -> None:
     """Hold every kernel to its specification on this machine."""
+    _resolve(device)
     from fedkernels.testing.check import check_kernels as look
 
     rows = look(family, device=device.value, progress=lambda row: print(row, flush=True))
@@ -311,6 +314,13 @@ def _interrupted(error: BaseException | None) -> int:
     if folder is not None and (report := Path(folder) / "report.html").is_file():
         print(f"report: {report}")
     return code
+
+
+def _resolve(device: Device) -> None:
+    """Refuses a device that this machine lacks."""
+    from python_api.models.bases import resolve_device
+
+    resolve_device(device.value)
 
 
 def _rows(folder: Path, party: str, file: Path) -> tuple[Any, Any, Any]:

@@ -31,6 +31,24 @@ def read_config(path: str):
         raise _told(path, error) from error
 
 
+def look_for_weights(path: str) -> None:
+    """Refuse a local checkpoint without safetensors; a Hub name passes.
+
+    Raises:
+        InputError: one line that says what to do.
+    """
+    folder = Path(path)
+    if not folder.is_dir() or any(folder.glob("*.safetensors")):
+        return
+    pickled = next(iter(sorted([*folder.glob("*.bin"), *folder.glob("*.pt")])), None)
+    if pickled is None:
+        raise InputError(f"model.path: {path} holds no *.safetensors; expected weights")
+    raise InputError(
+        f"model.path: {pickled} is pickled; convert it on a machine you trust: "
+        "AutoModelForCausalLM.from_pretrained(path).save_pretrained(path)"
+    )
+
+
 def load_disk(path: str, *, device, dtype: torch.dtype, prompt: str = "auto") -> Base:
     """Read a checkpoint, frozen.
 
@@ -40,15 +58,7 @@ def load_disk(path: str, *, device, dtype: torch.dtype, prompt: str = "auto") ->
     from transformers import AutoModel, AutoModelForCausalLM, AutoTokenizer
 
     config = read_config(path)
-    folder = Path(path)
-    if folder.is_dir() and not any(folder.glob("*.safetensors")):
-        pickled = next(iter(sorted([*folder.glob("*.bin"), *folder.glob("*.pt")])), None)
-        if pickled is None:
-            raise InputError(f"model.path: {path} holds no *.safetensors; expected weights")
-        raise InputError(
-            f"model.path: {pickled} is pickled; convert it on a machine you trust: "
-            "AutoModelForCausalLM.from_pretrained(path).save_pretrained(path)"
-        )
+    look_for_weights(path)
     encoder = _is_encoder(config)
     for name in DROPOUTS:
         if getattr(config, name, None):

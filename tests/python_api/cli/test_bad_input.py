@@ -108,3 +108,21 @@ def test_check_prints_parties_basis_and_bytes(
     assert 'basis "trained"' in text and "llama 16x1" in text
     assert "7.2 kB" in text  # 7 slots x 1 layer x 16^2 x 4 bytes
     assert not (folder / "runs").exists()
+
+
+def test_what_only_this_machine_lacks(
+    folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    for command in ("run", "bench", "check-kernels"):
+        arguments = [config(folder)] if command == "run" else ["triple_lora"]
+        said = one_line(capsys, folder, [command, *arguments, "--device", "cuda"])
+        assert said == "device: cuda is asked for, but torch sees no CUDA device\n"
+    place = folder / "pickled"
+    place.mkdir()
+    (place / "config.json").write_text('{"model_type": "gpt2", "n_embd": 16, "n_layer": 1}')
+    (place / "pytorch_model.bin").write_bytes(b"x")
+    path = config(folder, model='{ path = "./pickled" }')
+    assert "pytorch_model.bin is pickled; convert it" in one_line(capsys, folder, ["run", path])
+    assert main(["check", path]) == 0
+    assert "holds no *.safetensors" in capsys.readouterr().err
