@@ -8,8 +8,6 @@ a silent 0 under torch.func.
 
 from __future__ import annotations
 
-from contextlib import nullcontext
-
 import torch
 from torch import Tensor
 
@@ -38,7 +36,7 @@ def _link(x: Tensor) -> Tensor:
     dT and dB are functions of x through h alone. Tied to the link, they raise when they are
     differentiated by x; without it, that derivative was silently 0.
     """
-    return x.narrow(-1, 0, 0).clone()
+    return torch.slice_copy(x, -1, 0, 0)
 
 
 def select_middle(middle, scores, rank, index, previous, straight_through):
@@ -135,12 +133,12 @@ def _backward(needs, settings, grad, saved):
         | needs[_WEIGHT] * ops.NEED_WEIGHT
         | needs[_BIAS] * ops.NEED_BIAS
     )
-    # The ops run below autograd, but the products that they call do not: no_grad hides create_graph
-    # from those; `_once` speaks for it.
-    twice = torch.is_grad_enabled()
-    with torch.no_grad() if twice else nullcontext():
+    if not torch.is_grad_enabled():
+        return _first_derivative(needs, need, settings, grad, saved)
+    # create_graph: the ops run below autograd, but the products that they call do not.
+    with torch.no_grad():
         result = _first_derivative(needs, need, settings, grad, saved)
-    return _once(result, grad, x, weight, A, T, B, link) if twice else result
+    return _once(result, grad, x, weight, A, T, B, link)
 
 
 def _first_derivative(needs, need, settings, grad, saved) -> tuple[Tensor | None, ...]:
