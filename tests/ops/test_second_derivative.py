@@ -39,6 +39,19 @@ def test_eager_refuses_the_derivative_of_each_gradient_by_each_tensor(first, sec
 
 
 @needs_extension
+@pytest.mark.parametrize("sizes", [(40, 24), (80, 72)])  # own product, the platform's
+def test_create_graph_changes_no_first_derivative(sizes):
+    c = call((20,), *sizes).train(*TENSORS)
+    leaves = list(c.tensors.values())
+    plain = torch.autograd.grad(c.y(backend="cpu").square().sum(), leaves)
+    with_graph = torch.autograd.grad(c.y(backend="cpu").square().sum(), leaves, create_graph=True)
+    assert all(torch.equal(a, b) for a, b in zip(plain, with_graph, strict=True))
+    for g in with_graph:
+        with pytest.raises(RuntimeError, match=REFUSED):
+            torch.autograd.grad(g.sum(), c.tensors["x"], retain_graph=True)
+
+
+@needs_extension
 @pytest.mark.parametrize("name", TENSORS)
 def test_eager_refuses_the_derivative_by_the_incoming_gradient(name):
     c = _small().train(name)
