@@ -79,7 +79,7 @@ def check(config: RunConfig) -> CheckReport:
         labels = data[party.name].labels
         try:
             made = estimate(party, config, n_labels=len(labels) or None, length=longest)
-        except InputError as error:
+        except ValueError as error:  # transformers refuses some sizes with one of its own
             raise InputError(f"party.{party.name}: {error}") from error
         if made.encoder and party.task.kind == "generation":
             raise InputError(

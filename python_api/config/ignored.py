@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from python_api.config.presets import preset
 from python_api.config.schema import RunConfig
 
 __all__ = ["READS", "ignored"]
@@ -25,8 +26,14 @@ def ignored(config: RunConfig) -> str | None:
     reads = READS.get(config.algorithm)
     if reads is None:
         return None
-    given = config.h2tune.model_fields_set
-    names = [key for key in type(config.h2tune).model_fields if key in given and key not in reads]
+    given = config.h2tune
+    set_by_basis = preset(config.algorithm, {"basis": given.basis}).h2tune
+    names = [
+        key
+        for key in type(given).model_fields
+        if key in given.model_fields_set - set(reads)
+        and getattr(given, key) != set_by_basis.get(key)
+    ]
     if not names:
         return None
     # all of them stand in a resolved config.toml

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -120,9 +121,12 @@ def test_what_only_this_machine_lacks(
         assert said == "device: cuda is asked for, but torch sees no CUDA device\n"
     place = folder / "pickled"
     place.mkdir()
-    (place / "config.json").write_text('{"model_type": "gpt2", "n_embd": 16, "n_layer": 1}')
+    sizes = {"model_type": "gpt2", "n_embd": 16, "n_layer": 1, "n_head": 3}
+    (place / "config.json").write_text(json.dumps(sizes))
     (place / "pytorch_model.bin").write_bytes(b"x")
     path = config(folder, model='{ path = "./pickled" }')
     assert "pytorch_model.bin is pickled; convert it" in one_line(capsys, folder, ["run", path])
+    assert "party.a: `embed_dim` must be divisible" in one_line(capsys, folder, ["check", path])
+    (place / "config.json").write_text(json.dumps(sizes | {"n_head": 2}))
     assert main(["check", path]) == 0
     assert "holds no *.safetensors" in capsys.readouterr().err

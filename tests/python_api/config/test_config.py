@@ -224,6 +224,7 @@ def test_the_table_of_another_algorithm_is_checked_ignored_and_named() -> None:
     line = "[h2tune]: share, upload are ignored; local reads basis, alternate"
     assert ignored(load_config(given)) == line
     assert ignored(load_config(source(algorithm="local", h2tune={"alternate": "joint"}))) is None
+    assert ignored(load_config(source(algorithm="local", h2tune={"basis": "svd"}))) is None
     assert ignored(load_config(source(h2tune={"share": False}))) is None
     refused(source(algorithm="local", h2tune={"shar": False}), "nearest known: share")
     for name in ("local", "fedit", "centralised"):
