@@ -189,6 +189,9 @@ def export(
     place = out or folder / "export" / f"{party}-{format.value}"
     if place.exists():
         raise InputError(f"{place}: exists; expected a new folder, by --out DIR")
+    base = folder / "models" / party / "base"
+    if base.is_dir():  # the adapter names what it belongs to, and may stand anywhere
+        trained.model.base.path = str(base.resolve())
     trained.model.model.export(place, format=format.value)
     print(f"{format.value}: {place}")
 

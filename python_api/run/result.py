@@ -133,7 +133,8 @@ def read(rows: Sequence[Row] | Path | str) -> list[Row]:
         from python_api.data.loaders import read_rows
 
         return read_rows(Path(rows))
-    return list(rows)
+    # rows of a file know their lines: a copy would not
+    return rows if isinstance(rows, list) else list(rows)
 
 
 def read_lines(path: Path) -> list[Row]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
@@ -72,6 +73,23 @@ def test_a_run_prints_the_path_of_its_report_once(
     text = capsys.readouterr()
     assert (text.out + text.err).count("report.html") == 1
     assert text.out.splitlines()[-1] == "report: run/report.html"
+
+
+def test_a_run_is_evaluated_and_exported(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    from peft import PeftModel
+    from transformers import AutoModelForCausalLM
+
+    write(folder)
+    assert main(["run", "c.toml", "--out", "run"]) == 0
+    (folder / "new.csv").write_text("text,label\nt1,a\nt2,z\n")
+    capsys.readouterr()
+    assert main(["evaluate", "run", "a", "new.csv"]) == 2
+    assert capsys.readouterr().err == "new.csv:3: label 'z'; expected one of a, b\n"
+    assert main(["export", "run", "a", "--out", "deep/adapter"]) == 0
+    kept = json.loads((folder / "deep" / "adapter" / "adapter_config.json").read_text())
+    base = AutoModelForCausalLM.from_pretrained(kept["base_model_name_or_path"])
+    PeftModel.from_pretrained(base, folder / "deep" / "adapter")
+    assert main(["export", "run", "a", "--out", "deep/adapter"]) == 2
 
 
 def test_ctrl_c_names_the_folder_and_its_report(folder: Path) -> None:
