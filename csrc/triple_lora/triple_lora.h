@@ -91,4 +91,8 @@ struct Kernels {
                    const T* b, T* c, bool zero);
 };
 
+// The kernels of the instruction set that runs (kernels_cpu.cpp).
+template <typename T>
+const Kernels<T>& kernels_here();
+
 }  // namespace fedkernels
