@@ -138,7 +138,7 @@ def saved_activations(exclude: Iterable[Tensor] = ()) -> Iterator[SavedActivatio
 
 
 def _repeats(call: Callable[[], object], min_sample_us: float, wait: Callable[[], object]) -> int:
-    """Calls per sample; finding them out is the warm-up: three calls, or one of over half a second."""
+    """Calls per sample; finding out is the warm-up: three calls, or one of half a second."""
     if _elapsed_us(call, 1, wait) > 500_000:
         return 1
     call()
