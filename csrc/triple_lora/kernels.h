@@ -26,13 +26,8 @@ struct Rows {
   int64_t stride;
 };
 
-// Rows whose stride is a multiple of 2 KiB fall on the same few sets of the first two caches, where
-// they push each other out: such a block is copied to rows of an uneven stride.
-template <typename T, typename S>
-constexpr bool reads_in_place(int64_t dim) {
-  return std::is_same_v<T, S> && dim * sizeof(T) % 2048 != 0;
-}
-
+// Rows of a block that is widened lie this far apart: at a multiple of 2 KiB they would fall on the
+// same few sets of the first two caches and push each other out.
 template <typename T>
 constexpr int64_t uneven(int64_t dim) {
   return dim + 64 / static_cast<int64_t>(sizeof(T));
@@ -41,13 +36,14 @@ constexpr int64_t uneven(int64_t dim) {
 template <typename T, typename S>
 Rows<T> plain_rows(const S* in, int64_t dim, int64_t begin, int64_t rows, T* scratch) {
   if constexpr (std::is_same_v<T, S>) {
-    if (reads_in_place<T, S>(dim)) return {in + begin * dim, dim};
+    return {in + begin * dim, dim};
+  } else {
+    const int64_t stride = uneven<T>(dim);
+    for (int64_t i = 0; i < rows; ++i) {
+      widen_row(in + (begin + i) * dim, scratch + i * stride, dim);
+    }
+    return {scratch, stride};
   }
-  const int64_t stride = uneven<T>(dim);
-  for (int64_t i = 0; i < rows; ++i) {
-    widen_row(in + (begin + i) * dim, scratch + i * stride, dim);
-  }
-  return {scratch, stride};
 }
 
 // `plain` without the columns that are not active, times the dropout factor.
@@ -234,7 +230,8 @@ void forward_rows(const Forward<T>& f, int64_t begin, int64_t end, int64_t first
   const S* x = static_cast<const S*>(f.x);
   S* y = static_cast<S*>(f.y);
   const bool dropped = f.dropout.on, gathered = f.in_map != nullptr;
-  Scratch<T> wide(reads_in_place<T, S>(f.D_in) ? 0 : f.block_rows * uneven<T>(f.D_in));
+  constexpr bool in_place = std::is_same_v<T, S>;
+  Scratch<T> wide(in_place ? 0 : f.block_rows * uneven<T>(f.D_in));
   Scratch<T> narrow_x(dropped || gathered ? f.block_rows * f.in_active : 0);
   Scratch<uint8_t> keep(dropped ? f.block_rows * f.D_in : 0);
   Scratch<T> h(f.block_rows * f.rank);
@@ -268,10 +265,9 @@ void backward_rows(const Backward<T>& f, const Sums<T>& sums, int64_t begin, int
   S* dx = static_cast<S*>(f.dx);
   const bool dropped = f.dropout.on;
   const bool wants_A = sums.dA != nullptr;
-  const bool in_place = reads_in_place<T, S>(f.D_out);
+  constexpr bool in_place = std::is_same_v<T, S>;
   Scratch<T> wide_g(in_place ? 0 : f.block_rows * uneven<T>(f.D_out));
-  Scratch<T> wide_x(reads_in_place<T, S>(f.D_in) || !wants_A ? 0
-                                                             : f.block_rows * uneven<T>(f.D_in));
+  Scratch<T> wide_x(in_place || !wants_A ? 0 : f.block_rows * uneven<T>(f.D_in));
   Scratch<T> narrow_g(f.out_map != nullptr ? f.block_rows * f.out_active : 0);
   Scratch<T> narrow_x(wants_A && (dropped || f.in_map) ? f.block_rows * f.in_active : 0);
   Scratch<uint8_t> keep(dropped ? f.block_rows * f.D_in : 0);

@@ -9,6 +9,7 @@
 // whole panels; thin matrices hold zeros there.
 #pragma once
 
+#include <algorithm>
 #include <cstdint>
 
 #include "common/element.h"
@@ -17,9 +18,23 @@ namespace fedkernels {
 
 // Rows of a block share every panel they pass. A block of short rows stays in the second cache
 // beside a panel; longer rows do not fit there anyway, and a tall block passes the panels less often
-// (measured on K = 1024 and 2048: docs/kernels.md). A shape's block never depends on the threads.
-constexpr int64_t most_rows = 192;
-inline int64_t rows_of_block(int64_t K) { return K <= 1280 ? 48 : most_rows; }
+// (measured on K = 1024 and 2048: OPTLOG.md). Around that height, whole tiles (6 or 12 rows) and four
+// shares of equal size: with 11 blocks one of two threads would have a fifth more to do. The height
+// depends on the shape alone, never on the threads.
+constexpr int64_t most_rows = 240;
+inline int64_t rows_of_block(int64_t N, int64_t K) {
+  const int64_t target = K <= 1280 ? 48 : 168;
+  int64_t best = target;
+  double least = 1e9;
+  for (int64_t rows = target / 24 * 12; rows <= target * 17 / 12; rows += 12) {
+    const int64_t blocks = (N + rows - 1) / rows, share = (blocks + 3) / 4 * rows;
+    // A little dearer the further from the target, so that ties go to it.
+    const double cost = static_cast<double>(std::min(share, N)) +
+                        1e-4 * N * (rows > target ? rows - target : target - rows) / target;
+    if (cost < least) least = cost, best = rows;
+  }
+  return best;
+}
 constexpr int64_t block_k = 1024;
 
 struct Dropout {

@@ -113,7 +113,7 @@ std::tuple<Tensor, Tensor> forward_as(const Tensor& x, const Optional& weight,
 
   Forward<T> f{};
   f.D_in = D_in, f.D_out = D_out, f.r = r, f.rank = rank;
-  f.block_rows = rows_of_block(D_in);
+  f.block_rows = rows_of_block(rows, D_in);
   f.element = element_of(x);
   f.x = x.const_data_ptr();
   f.A = A_panels.get(), f.Q = Q.get(), f.Q_active = Q_active.data();
@@ -223,7 +223,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> backward_as(
 
   Backward<T> f{};
   f.D_in = D_in, f.D_out = D_out, f.r = r, f.rank = rank;
-  f.block_rows = rows_of_block(D_out);
+  f.block_rows = rows_of_block(rows, D_out);
   f.element = element_of(grad);
   f.g = grad.const_data_ptr();
   if (need & need_A) f.x = x->const_data_ptr();
@@ -276,8 +276,10 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> backward_as(
   const int64_t size = size_A + size_Q + size_bias;
   constexpr int64_t most = (int64_t{32} << 20) / sizeof(T);
   const int64_t blocks = ceil_div(rows, f.block_rows);
+  // 256 rows pay for the sums that a stripe clears and adds.
+  const int64_t wanted = std::min<int64_t>(64, ceil_div(rows, 256));
   const int64_t stripes =
-      std::clamp<int64_t>(std::min<int64_t>(64, most / std::max<int64_t>(size, 1)), 1, blocks);
+      std::clamp<int64_t>(std::min(wanted, most / std::max<int64_t>(size, 1)), 1, blocks);
   Scratch<T> partial(stripes * size);
   const auto sums_of = [&](int64_t stripe, bool reduce) {
     T* at = partial.get() + stripe * size;
