@@ -71,7 +71,8 @@ inline std::vector<int64_t> active_columns(const char* name, const Optional& ind
                                     int64_t dim, int64_t given) {
   std::vector<int64_t> map;
   if (!index) return map;
-  const int64_t stride = index->stride(0), blocks = (dim + block - 1) / block;
+  map.reserve(std::max<int64_t>(given, 1));  // a null pointer would say: dense
+  const int64_t stride = index->stride(0), blocks = dim / block + (dim % block != 0);
   const int64_t* data = static_cast<const int64_t*>(index->const_data_ptr());
   for (int64_t i = 0, last = -1; i < index->numel(); ++i) {
     const int64_t number = data[i * stride], first = number * block;

@@ -257,6 +257,24 @@ void forward_rows(const Forward<T>& f, int64_t begin, int64_t end, int64_t first
   }
 }
 
+// sum (dim) += the rows of a, in short runs as the products do it.
+template <typename T>
+void add_rows(Rows<T> a, int64_t rows, int64_t dim, T* sum) {
+  constexpr int64_t width = 64, depth = 16;
+  for (int64_t n = 0; n < rows; n += depth) {
+    const int64_t end = rows - n < depth ? rows : n + depth;
+    for (int64_t d = 0; d < dim; d += width) {
+      const int64_t wide = dim - d < width ? dim - d : width;
+      T run[width] = {};
+      for (int64_t i = n; i < end; ++i) {
+        const T* row = a.data + i * a.stride + d;
+        for (int64_t c = 0; c < wide; ++c) run[c] += row[c];
+      }
+      for (int64_t c = 0; c < wide; ++c) sum[d + c] += run[c];
+    }
+  }
+}
+
 template <typename T, typename S>
 void backward_rows(const Backward<T>& f, const Sums<T>& sums, int64_t begin, int64_t end,
                    int64_t first, int64_t last) {
@@ -298,10 +316,7 @@ void backward_rows(const Backward<T>& f, const Sums<T>& sums, int64_t begin, int
       add_outer<T>(active, rows, f.out_active, f.rank, h.get(), sums.dQ);
     }
     if (sums.dbias != nullptr) {
-      for (int64_t i = 0; i < rows; ++i) {
-        const T* row = plain.data + i * plain.stride;
-        for (int64_t d = 0; d < f.D_out; ++d) sums.dbias[d] += row[d];
-      }
+      add_rows<T>(plain, rows, f.D_out, sums.dbias);
     }
     if (dx == nullptr) continue;
     if (f.panels != nullptr) {

@@ -1,5 +1,7 @@
 // The kernels of kernels.h for each instruction set, and the choice among them.
+#if defined(__x86_64__)
 #include <immintrin.h>
+#endif
 
 #include <cstring>
 #include <type_traits>

@@ -1,6 +1,8 @@
 // CPU ops of the middle selection: index of the largest scores, gather, scatter. One call serves
 // all matrices of a model; threads share them out. Kernel: select.h.
+#if defined(__x86_64__)
 #include <immintrin.h>
+#endif
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/ops.h>
 #include <torch/csrc/stable/tensor.h>

@@ -37,9 +37,10 @@ Tensor empty(const Tensor& like, std::vector<int64_t> sizes) {
 // Whether the large product runs in our own kernel or in the platform's. In float32 and float64 the
 // two are level and the platform's has a kernel for every processor; half types it computes 4 to 50
 // times slower than float32 unless the processor multiplies them (docs/kernels.md), and ours widens
-// as it packs, sums in float and rounds once. Packing does not pay for a few rows.
+// as it packs, sums in float and rounds once. Packing does not pay for a few rows, but float16 is
+// summed in float and rounded once whatever it costs.
 bool own_product(Element element, int64_t rows, int64_t weights) {
-  if (weights <= 4096) return true;
+  if (weights <= 4096 || element == Element::f16) return true;
   if (rows < 16 || element == Element::f32 || element == Element::f64) return false;
 #if defined(__x86_64__)
   static const bool multiplies_bf16 = __builtin_cpu_supports("avx512bf16");

@@ -15,6 +15,7 @@ _FLOATS = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 
 def linear(x, weight, A, T, B, bias, in_index, out_index, block, dropout_p, scale) -> torch.dtype:
     """Checks triple_lora_linear; returns the dtype of the computation."""
+    _tensors(x=x, weight=weight, A=A, T=T, B=B, bias=bias, in_index=in_index, out_index=out_index)
     if weight.dim() != 2 or x.dim() < 1 or x.shape[-1] != weight.shape[1]:
         raise ValueError(
             "x must be (..., D_in) and weight (D_out, D_in), "
@@ -32,6 +33,7 @@ def delta(
     x, A, T, B, base, out_features, in_index, out_index, block, dropout_p, scale
 ) -> tuple[torch.dtype, int]:
     """Checks triple_lora_delta; returns the dtype of the computation and D_out."""
+    _tensors(x=x, A=A, T=T, B=B, base=base, in_index=in_index, out_index=out_index)
     if x.dim() < 1:
         raise ValueError(f"x must be (..., D_in), got {_shape(x)}")
     if B.dim() != 2:
@@ -59,15 +61,27 @@ def delta(
 
 def middle(T: Tensor | None, B: Tensor) -> None:
     """Checks fold_middle."""
+    _tensors(B=B, T=T)
     if B.dim() != 2:
         raise ValueError(f"B must be (D_out, r), got {_shape(B)}")
+    if B.dtype not in _FLOATS:
+        raise TypeError(f"B must be a floating tensor, got {B.dtype}")
+    if T is None:
+        return
     rank = B.shape[1]
-    if T is not None and T.shape != (rank, rank):
+    if T.shape != (rank, rank):
         raise ValueError(f"T must be ({rank}, {rank}) to fit B {_shape(B)}, got {_shape(T)}")
+    if T.dtype != B.dtype and (T.dtype != torch.float32 or B.dtype == torch.float64):
+        raise TypeError(f"T must have B's dtype {B.dtype} or be float32, got {T.dtype}")
+    if T.device != B.device:
+        raise ValueError(f"T must be on B's device {B.device}, got {T.device}")
 
 
 def selection(middle, scores, rank, index, previous) -> None:
     """Checks select_middle."""
+    _tensors(middle=middle, scores=scores)
+    if not isinstance(rank, int):
+        raise TypeError(f"rank must be an int, got {type(rank).__name__}")
     if middle.dim() < 2 or middle.shape[-1] != middle.shape[-2]:
         raise ValueError(f"middle must be (..., R, R), got {_shape(middle)}")
     if middle.dtype not in _FLOATS:
@@ -103,6 +117,16 @@ def selection(middle, scores, rank, index, previous) -> None:
             and not 0 <= int(given.min()) <= int(given.max()) < (size * size)
         ):
             raise ValueError(f"{name} must lie in [0, {size * size}), the entries of (R, R)")
+
+
+def _tensors(**given: Tensor | None) -> None:
+    for name, value in given.items():
+        if value is None and name in ("T", "bias", "base", "scores", "in_index", "out_index"):
+            continue
+        if not isinstance(value, Tensor):
+            raise TypeError(f"{name} must be a tensor, got {type(value).__name__}")
+        if value.layout is not torch.strided:
+            raise TypeError(f"{name} must be a dense (strided) tensor, got {value.layout}")
 
 
 def _compute(x: Tensor, same: tuple[tuple[str, Tensor | None], ...]) -> torch.dtype:
@@ -148,8 +172,10 @@ def _factors(x, A, T, B, width, in_index, out_index, block, dtype) -> None:
 
 def _covered(name: str, index: Tensor, block: int, dim: int, x: Tensor) -> int | None:
     """Number of columns that the active blocks cover; None where it cannot be known."""
-    if block < 1:
-        raise ValueError(f"block must be at least 1, got {block}")
+    if not isinstance(block, (int, torch.SymInt)):
+        raise TypeError(f"block must be an int, got {type(block).__name__}")
+    if not 1 <= block < 2**31:
+        raise ValueError(f"block must be at least 1 and below 2^31, got {block}")
     if index.dtype != torch.int64 or index.dim() != 1:
         raise ValueError(f"{name} must be a 1-D int64 tensor, got {index.dtype} {_shape(index)}")
     _same_device(x, name, index)
@@ -170,10 +196,11 @@ def _covered(name: str, index: Tensor, block: int, dim: int, x: Tensor) -> int |
 
 
 def _scalars(dropout_p: float, scale: float) -> None:
+    for name, value in (("dropout_p", dropout_p), ("scale", scale)):
+        if not isinstance(value, (int, float)):
+            raise TypeError(f"{name} must be a number, got {type(value).__name__}")
     if not 0.0 <= dropout_p <= 1.0:
         raise ValueError(f"dropout_p must be between 0 and 1, got {dropout_p}")
-    if not isinstance(scale, (int, float)):
-        raise TypeError(f"scale must be a number, got {type(scale).__name__}")
 
 
 def _same_device(x: Tensor, name: str, tensor: Tensor) -> None:

@@ -47,6 +47,8 @@ class TripleLoraLinear(nn.Module):
         super().__init__()
         if not isinstance(base, nn.Linear):
             raise TypeError(f"base must be an nn.Linear, got {type(base).__name__}")
+        if not isinstance(rank, int):
+            raise TypeError(f"rank must be an int, got {type(rank).__name__}")
         if rank < 1:
             raise ValueError(f"rank must be at least 1, got {rank}")
         if not 0.0 <= dropout_p <= 1.0:

@@ -34,6 +34,7 @@ def block_columns(index: Tensor, block: int, dim: int) -> Tensor:
     >>> block_columns(torch.tensor([0, 2]), 4, 10).tolist()
     [0, 1, 2, 3, 8, 9]
     """
+    block = min(block, max(dim, 1))
     positions = (index[:, None] * block + torch.arange(block, device=index.device)).flatten()
     return positions[positions < dim]
 

@@ -108,18 +108,21 @@ def test_the_bits_of_a_row_of_the_delta_are_its_own(dtype):
 
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("kind", [*KINDS, "rank 0", "no rows", "empty blocks"])
+@pytest.mark.parametrize(
+    "kind", [*KINDS, "rank 0", "no rows", "empty blocks", "empty blocks, dropout", "all dropped"]
+)
 def test_poisoned_memory_leaves_no_nan(kind, dtype, backend):
+    nothing = torch.tensor([], dtype=torch.int64)
+    none_active = {"in_index": nothing, "a_width": 0, "out_index": nothing, "b_width": 0}
     more = {
+        # No active column is not the same as no index: every column.
+        "empty blocks, dropout": (
+            (9,), 40, 24, 5, {**none_active, "dropout_p": 0.3, "training": True}
+        ),
+        "all dropped": ((9,), 40, 24, 5, {**none_active, "dropout_p": 1.0, "training": True}),
         "rank 0": ((9,), 40, 24, 0, {}),
         "no rows": ((0,), 40, 24, 5, {}),
-        "empty blocks": (
-            (9,), 40, 24, 5,
-            {
-                "in_index": torch.tensor([], dtype=torch.int64), "a_width": 0,
-                "out_index": torch.tensor([], dtype=torch.int64), "b_width": 0,
-            },
-        ),
+        "empty blocks": ((9,), 40, 24, 5, none_active),
     }  # fmt: skip
     leading, d_in, d_out, rank, options = {**KINDS, **more}[kind]
     c = call(leading, d_in, d_out, rank, dtype=dtype, **options).train(*TENSORS)

@@ -66,8 +66,13 @@ LINEAR = [
     ({"dropout_p": float("nan")}, ValueError, "dropout_p must be between 0 and 1, got nan"),
     ({"scale": "2"}, TypeError, "scale must be a number, got str"),
     ({"scale": torch.tensor(2.0)}, TypeError, "scale must be a number, got Tensor"),
-    ({"in_index": index(0), "block": 0}, ValueError, "block must be at least 1, got 0"),
-    ({"out_index": index(0), "block": -3}, ValueError, "block must be at least 1, got -3"),
+    ({"dropout_p": "a"}, TypeError, "dropout_p must be a number, got str"),
+    ({"x": [1.0, 2.0]}, TypeError, "x must be a tensor, got list"),
+    ({"x": ones(9, 40).to_sparse()}, TypeError, "x must be a dense .*got torch.sparse_coo"),
+    ({"in_index": index(0), "block": 0}, ValueError, "block must be at least 1 .*got 0"),
+    ({"in_index": index(0), "block": 8.0}, TypeError, "block must be an int, got float"),
+    ({"in_index": index(0), "block": 2**62}, ValueError, r"block must be .*below 2\^31, got"),
+    ({"out_index": index(0), "block": -3}, ValueError, "block must be at least 1 .*got -3"),
     ({"in_index": index(0, dtype=torch.int32)}, ValueError, r"in_index .*1-D int64.*got .*int32"),
     ({"in_index": index(0)[None]}, ValueError, r"in_index must be a 1-D int64.*\(1, 1\)"),
     *(
@@ -132,11 +137,20 @@ def test_fold_middle():
         fold_middle(ones(3), None)
     with pytest.raises(ValueError, match=r"T must be \(2, 2\) to fit B \(4, 2\), got \(3, 3\)"):
         fold_middle(ones(4, 2), ones(3, 3))
+    with pytest.raises(TypeError, match=r"B must be a floating tensor, got torch\.int64"):
+        fold_middle(ones(4, 2, dtype=i64), None)
+    with pytest.raises(TypeError, match=r"T must have B's dtype .*got torch\.float64"):
+        fold_middle(ones(4, 2), ones(2, 2, dtype=f64))
+    with pytest.raises(ValueError, match="T must be on B's device cpu, got meta"):
+        fold_middle(ones(4, 2), ones(2, 2, device="meta"))
 
 
 SELECT = [
     ({"middle": ones(4)}, ValueError, r"middle must be \(\.\.\., R, R\), got \(4,\)"),
     ({"middle": ones(4, 5)}, ValueError, r"middle must be .*got \(4, 5\)"),
+    ({"middle": [[1.0]]}, TypeError, "middle must be a tensor, got list"),
+    ({"rank": 2.0}, TypeError, "rank must be an int, got float"),
+    ({"rank": "2"}, TypeError, "rank must be an int, got str"),
     ({"middle": ones(3, 4, 4, dtype=i64)}, TypeError, r"middle must be a floating.*int64"),
     ({"scores": ones(3, 4, 5)}, ValueError, r"scores must have middle's shape .*got \(3, 4, 5\)"),
     ({"scores": ones(4, 4)}, ValueError, r"scores must have middle's shape \(3, 4, 4\), got"),
@@ -185,6 +199,8 @@ def test_layer():
     base = torch.nn.Linear(3, 4)
     with pytest.raises(ValueError, match="rank must be at least 1, got 0"):
         TripleLoraLinear(base, 0)
+    with pytest.raises(TypeError, match="rank must be an int, got float"):
+        TripleLoraLinear(base, 2.5)
     with pytest.raises(ValueError, match="dropout_p must be between 0 and 1, got 2"):
         TripleLoraLinear(base, 1, dropout_p=2)
     layer = TripleLoraLinear(base, 1)
