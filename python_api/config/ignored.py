@@ -11,7 +11,7 @@ __all__ = ["READS", "ignored"]
 READS = {
     "local": ("basis", "alternate"),
     "centralised": ("basis", "alternate"),
-    "fedit": ("basis", "alternate", "weight"),
+    "fedit": ("basis", "alternate", "weight", "min_replies"),
 }
 
 

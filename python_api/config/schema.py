@@ -114,6 +114,9 @@ class H2TuneConfig(Table):
     weight: Literal["uniform", "samples"] = Field(
         "uniform", description='weights of the parties: equal, or by "samples"'
     )
+    min_replies: Count = Field(
+        0, description="parties that must answer; a round goes on without the rest; 0 = all"
+    )
     norm_weight: Weight = Field(1e-3, description="weight of the penalty on T")
     anchor_weight: Weight = Field(1.0, description="weight of the anchor to the last middle")
     logit_weight: Weight = Field(1.0, description="weight of the term between the phases' logits")

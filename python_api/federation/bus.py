@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from python_api.errors import InputError, RunFailed
-from python_api.federation.manifest import Manifest, ManifestError
+from python_api.federation.manifest import Manifest, ManifestError, OpRule, Rule
 from python_api.federation.seeds import seed_for
 from python_api.federation.traffic import TrafficLog
 from python_api.federation.wire import (
@@ -37,8 +37,9 @@ __all__ = ["Federation", "Party", "Payload", "Replies", "serve"]
 
 logger = logging.getLogger("fedkernels.federation")
 
-REASON_CAP = 500
-BAD_INPUT = "bad input: "  # begins the reason of a party whose own config or data is at fault
+REASON_CAP = 500  # bytes
+# What may travel in place of a reply.
+REFUSAL = Manifest({"refusal": OpRule(up={"reason": Rule(kind="text", max_bytes=REASON_CAP)})})
 
 
 class Party:
@@ -160,8 +161,9 @@ class Federation(ABC):
 
         Errors: `ManifestError` if what would be sent is not declared (nothing is sent then);
         `RunFailed` that names every failed party if too few answer, `InputError` instead if a party
-        failed with one: its words name the key or the file. A reply with a NaN, another
-        shape or dtype, or an entry that is not declared counts as that party's failure.
+        says that its own config or data is at fault: its words name the key or the file. A reply
+        with a NaN, another shape or dtype, or an entry that is not declared counts as that
+        party's failure.
         """
         plan = self._plan(op, payloads, to)
         needed = len(plan) if min_replies is None else min_replies
@@ -186,10 +188,9 @@ class Federation(ABC):
                 failed[name] = _reason(error)
                 continue
             late = time.perf_counter() - sent
-            reason, reply, size = self._accept(name, op, answer)
+            reason, reply, size, own_input = self._accept(name, op, answer)
             moved += size
-            if reason is not None and reason.startswith(BAD_INPUT):
-                reason = reason.removeprefix(BAD_INPUT)
+            if reason is not None and own_input:
                 bad_input.append(reason)
             if reason is None and deadline is not None and late > deadline:
                 reason = f"expected a reply within {deadline:g} s, got it after {late:.1f} s"
@@ -233,8 +234,9 @@ class Federation(ABC):
             self.manifest.check(op, "down", payload, party=name, sizes=self.sizes[name])
         return plan
 
-    def _accept(self, party: str, op: str, frame: bytes) -> tuple[str | None, Payload, int]:
-        """A reply as it arrived: why it is refused (or None), the payload, its bytes."""
+    def _accept(self, party: str, op: str, frame: bytes) -> tuple[str | None, Payload, int, bool]:
+        """A reply as it arrived: why it is refused (or None), the payload, its bytes, and whether
+        the party says that its own input is at fault."""
         try:
             reply, meta = decode_message(frame)
         except WireError as error:
@@ -246,22 +248,21 @@ class Federation(ABC):
                 bytes=0,
                 wire_bytes=len(frame),
             )
-            return _reason(error), {}, 0
+            return _reason(error), {}, 0, False
         size = self._record(party, op, "up", reply, frame)
-        if "failed" in meta:
-            return str(reply.get("reason", "no reason given")), {}, size
-        if (meta.get("op"), meta.get("round")) != (op, self.round):
-            got = f"{meta.get('op')!r} of round {meta.get('round')}"
-            return (
-                f"expected a reply to {op!r} of round {self.round}, got {got}",
-                {},
-                size,
-            )
+        refused = "failed" in meta
+        # who could not read the frame cannot name its round
+        if meta.get("op") != op or (meta.get("round") != self.round and not refused):
+            got = _cut(f"{meta.get('op')!r} of round {meta.get('round')}", 80)
+            return f"expected a reply to {op!r} of round {self.round}, got {got}", {}, size, False
         try:
+            if refused:
+                REFUSAL.check("refusal", "up", reply, party=party, sizes={})
+                return _cut(str(reply["reason"])), {}, size, "bad_input" in meta
             self.manifest.check(op, "up", reply, party=party, sizes=self.sizes[party])
         except ManifestError as error:
-            return str(error), {}, size
-        return None, reply, size
+            return _cut(str(error)), {}, size, False
+        return None, reply, size, False
 
     def _record(
         self,
@@ -303,6 +304,8 @@ def serve(
     meta: dict[str, str | int] = {"op": op}
     try:
         payload, meta = decode_message(frame)
+        if "round" not in meta:
+            raise WireError("header: meta must name the round")
         manifest.check(op, "down", payload, party=party.name, sizes=sizes)
         method = getattr(party, op, None)
         if not callable(method):
@@ -316,6 +319,8 @@ def serve(
         if not isinstance(error, ManifestError | InputError):
             logger.exception("op %r of party %r failed", op, party.name)
         refusal = {"op": op, "round": meta.get("round", 0), "failed": 1}
+        if isinstance(error, InputError):
+            refusal["bad_input"] = 1
         return encode({"reason": _reason(error)}, refusal)
 
 
@@ -335,10 +340,17 @@ def _random_stream(seed: int) -> Iterator[None]:
 
 def _reason(error: Exception) -> str:
     """One line, capped: a reason may travel, and a message may be as long as what it quotes."""
-    text = " ".join(str(error).split())
-    if isinstance(error, InputError):
-        text = f"{BAD_INPUT}{text}"
-    elif not isinstance(error, RunFailed | WireError):
+    text = str(error)
+    if not isinstance(error, InputError | RunFailed | WireError):
         text = f"{type(error).__name__}: {text}" if text else type(error).__name__
-    text = text.encode("utf-8", "replace").decode()
-    return text if len(text) <= REASON_CAP else text[: REASON_CAP - 3] + "..."
+    return _cut(text)
+
+
+def _cut(text: str, most: int = REASON_CAP) -> str:
+    """One line of at most `most` bytes, no control characters."""
+    line = " ".join(text.split())
+    line = "".join(letter if letter.isprintable() else "?" for letter in line)
+    data = line.encode("utf-8", "replace")
+    if len(data) > most:
+        data = data[: most - 3].decode("utf-8", "ignore").encode() + b"..."
+    return data.decode()

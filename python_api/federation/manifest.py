@@ -6,7 +6,7 @@ import math
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -137,10 +137,15 @@ class Rule:
 
 @dataclass(frozen=True)
 class OpRule:
-    """What one op sends to a party (`down`) and gets back (`up`). An empty side sends nothing."""
+    """What one op sends to a party (`down`) and gets back (`up`). An empty side sends nothing.
+
+    valid: looks at the values of a reply whose entries fit their rules, given the party's sizes;
+        None if the server can work with them, else "entry ...: expected ..., got ...".
+    """
 
     down: Mapping[str, Rule] = field(default_factory=dict)
     up: Mapping[str, Rule] = field(default_factory=dict)
+    valid: Callable[[Mapping[str, Any], Sizes], str | None] | None = None
 
 
 class Manifest:
@@ -198,6 +203,10 @@ expected no such entry (declared: G), got float32 of shape (2,)
                     f"{where}, entry {name!r}, party {party!r}: "
                     f"expected {rule.describe(sizes)}, got nothing"
                 )
+        valid = self.rule(op).valid
+        reason = valid(payload, sizes) if valid and direction == "up" else None
+        if reason:
+            raise ManifestError(f"{where}, party {party!r}: {reason}")
 
     def rows(self) -> list[dict[str, object]]:
         """The manifest as rows for people: what may leave, in which form and treatment."""
@@ -243,7 +252,9 @@ def _size(value: bytes | str | list[str]) -> int:
     if isinstance(value, bytes):
         return len(value)
     texts = [value] if isinstance(value, str) else value
-    return sum(len(text.encode(errors="surrogatepass")) for text in texts)
+    # an empty text of a list counts 1: its place in the list travels
+    floor = 0 if isinstance(value, str) else 1
+    return sum(max(floor, len(text.encode(errors="surrogatepass"))) for text in texts)
 
 
 def _name(dtype: torch.dtype) -> str:

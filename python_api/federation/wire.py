@@ -4,14 +4,18 @@
     header: msgpack {"meta": {...}, "entries": [[name, kind, value or text lengths], ...]}
     body:   safetensors; one tensor an entry, texts and blobs as uint8
 
-All integers are little-endian. The sum covers header and body. A decoder believes no length before
-it has compared it with what it holds, so a frame can cost no more memory than its own size; what
-does not fit raises `WireError`. Nothing that was received is executed: no pickle, no `torch.load`.
+All integers are little-endian. The sum covers header and body. A payload has one spelling only:
+value is nil but for numbers and texts, meta holds the keys of `META`, and both headers (msgpack and
+safetensors) are as `encode` writes them, so nothing travels beside the entries. A decoder believes
+no length before it has compared it with what it holds; it copies the body twice, and what a header
+unfolds to is bounded by the cap on headers. What does not fit raises `WireError`. Nothing that was
+received is executed: no pickle, no `torch.load`.
 """
 
 from __future__ import annotations
 
 import hashlib
+import json
 import struct
 from collections.abc import Mapping
 from typing import TypeAlias
@@ -25,6 +29,7 @@ __all__ = [
     "DTYPES",
     "MAX_BODY",
     "MAX_HEADER",
+    "META",
     "Payload",
     "Value",
     "WireError",
@@ -42,9 +47,11 @@ Payload: TypeAlias = dict[str, Value]
 MAGIC = b"FEDK"
 FORMAT = 1
 PREFIX = struct.Struct("<4sBIQ32s")
-MAX_HEADER = 8 << 20
+MAX_HEADER = 1 << 20  # of either header
 MAX_BODY = 64 << 30
 MAX_NAME = 256
+# What a header may say about its frame. `failed`: a refusal; `bad_input`: of a party's own input.
+META = {"op": str, "round": int, "failed": int, "bad_input": int}
 DTYPES = (
     torch.float64,
     torch.float32,
@@ -88,7 +95,7 @@ def encode(payload: Mapping[str, Value], meta: Mapping[str, str | int] | None = 
             parts = [_utf8(name, text) for text in value]
             entries.append([name, "texts", [len(part) for part in parts]])
             tensors[name] = _blob(b"".join(parts))
-        elif isinstance(value, int) and not -(2**63) <= value < 2**63:
+        elif isinstance(value, int) and not _fits(value):
             raise WireError(f"entry {name!r}: an integer must fit 64 bits, got {value}")
         elif isinstance(value, int | float):
             entries.append([name, "number", value])
@@ -97,6 +104,7 @@ def encode(payload: Mapping[str, Value], meta: Mapping[str, str | int] | None = 
                 f"entry {name!r}: expected a tensor, text, list of texts, number or bytes, "
                 f"got {type(value).__name__}"
             )
+    _check_meta(meta or {})
     header = msgpack.packb({"meta": dict(meta or {}), "entries": entries})
     body = pack_tensors(tensors)
     if len(header) > MAX_HEADER or len(body) > MAX_BODY:
@@ -126,7 +134,7 @@ def decode(frame: bytes, *, max_body: int = MAX_BODY) -> Payload:
 def decode_message(
     frame: bytes, *, max_body: int = MAX_BODY
 ) -> tuple[Payload, dict[str, str | int]]:
-    """As `decode`, with the frame's `meta` (op, round, or the reason of a refusal) beside it."""
+    """As `decode`, with the frame's `meta` (see `META`) beside it."""
     if len(frame) < PREFIX.size:
         raise WireError(f"a frame holds at least {PREFIX.size} bytes, got {len(frame)}")
     magic, form, header_size, body_size, digest = PREFIX.unpack_from(frame)
@@ -147,17 +155,23 @@ def decode_message(
     if hashlib.sha256(content).digest() != digest:
         raise WireError("checksum: the frame is not what its sender wrote")
     header = _unpack_header(bytes(content[:header_size]))
-    tensors = unpack_tensors(bytes(content[header_size:]))
+    body = bytes(content[header_size:])
+    if int.from_bytes(body[:8], "little") > MAX_HEADER:
+        raise WireError(f"body: its header is above the cap {MAX_HEADER}")
+    tensors = unpack_tensors(body)
+    _check_body_header(body)
     payload: Payload = {}
     for name, kind, info in header["entries"]:
         _check_name(name)
         if name in payload:
             raise WireError(f"entry {name!r} stands twice in the header")
         if kind == "number":
-            if not isinstance(info, int | float):
+            if not isinstance(info, int | float) or not _fits(info):
                 raise WireError(f"entry {name!r}: expected a number, got {type(info).__name__}")
             payload[name] = info
             continue
+        if kind != "texts" and info is not None:
+            raise WireError(f"entry {name!r}: a {kind!r} has no value in the header")
         if name not in tensors:
             raise WireError(f"entry {name!r} stands in the header and not in the body")
         tensor = tensors.pop(name)
@@ -259,7 +273,7 @@ def _from_blob(name: str, kind: object, info: object, tensor: Tensor) -> Value:
 def _split(name: str, data: bytes, lengths: list[object]) -> list[str]:
     texts, at = [], 0
     for length in lengths:
-        if not isinstance(length, int) or not 0 <= length <= len(data) - at:
+        if type(length) is not int or not 0 <= length <= len(data) - at:
             raise WireError(f"entry {name!r}: text lengths do not fit {len(data)} bytes")
         texts.append(data[at : at + length].decode())
         at += length
@@ -276,12 +290,51 @@ def _unpack_header(data: bytes) -> dict:
     if not isinstance(header, dict) or set(header) != {"meta", "entries"}:
         raise WireError("header: expected a map of meta and entries")
     meta, entries = header["meta"], header["entries"]
-    if not isinstance(meta, dict) or not all(
-        isinstance(key, str) and isinstance(value, str | int) for key, value in meta.items()
-    ):
-        raise WireError("header: meta must map names to texts or integers")
+    _check_meta(meta)
     if not isinstance(entries, list) or not all(
         isinstance(entry, list) and len(entry) == 3 for entry in entries
     ):
         raise WireError("header: entries must be triples of name, kind and value")
+    if msgpack.packb(header) != data:
+        raise WireError("header: not in the form in which it is written")
     return header
+
+
+def _check_meta(meta: object) -> None:
+    if not isinstance(meta, Mapping):
+        raise WireError("header: meta must map names to texts or integers")
+    for key, value in meta.items():
+        kind = META.get(key) if isinstance(key, str) else None
+        if kind is None:
+            raise WireError(f"header: meta may hold {', '.join(META)} and nothing else")
+        if type(value) is not kind:
+            word = "an integer" if kind is int else "a text"
+            raise WireError(
+                f"header: meta {key!r}: expected {word}, got {type(value).__name__} "
+                f"{str(value)[:20]!r}"
+            )
+    if len(meta.get("op", "")) > MAX_NAME or not _fits(meta.get("round", 0)):
+        raise WireError("header: meta 'op' or 'round' is too long")
+    if meta.get("failed", 1) != 1 or meta.get("bad_input", 1) != 1:
+        raise WireError("header: meta 'failed' and 'bad_input' are 1 where they stand")
+    if "bad_input" in meta and "failed" not in meta:
+        raise WireError("header: meta 'bad_input' stands beside 'failed' only")
+
+
+def _check_body_header(body: bytes) -> None:
+    """Refuses what the safetensors parser reads over: metadata, spaces, repeated names."""
+    if not body:
+        return
+    size = int.from_bytes(body[:8], "little")
+    text = body[8 : 8 + size]
+    try:
+        header = json.loads(text)
+    except (ValueError, RecursionError):
+        raise WireError("body: its header is no JSON") from None
+    plain = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+    if "__metadata__" in header or text != plain + b" " * (-len(plain) % 8):
+        raise WireError("body: its header is not in the form in which it is written")
+
+
+def _fits(value: float) -> bool:
+    return isinstance(value, float) or -(2**63) <= value < 2**63

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from python_api.algorithms.base import EVALUATE, Algorithm
+from python_api.algorithms.attendance import Attendance
+from python_api.algorithms.base import EVALUATE, Algorithm, samples_valid
 from python_api.algorithms.baselines.plain import TRAIN, PlainParty
 from python_api.algorithms.h2tune.server import weights
 from python_api.algorithms.parties import make_parties
@@ -58,6 +59,9 @@ class FedIT(Algorithm):
 
     name = "fedit"
 
+    def check(self) -> None:
+        self.check_min_replies()
+
     def parties(self, recorder: Any) -> list[Party]:
         told = functools.partial(recorder.progress, task="pretrain")
         parties: list[FedITParty] = make_parties(self.config, cls=FedITParty, progress=told)
@@ -82,30 +86,33 @@ class FedIT(Algorithm):
                 "download": OpRule(down=flat),
                 "train_locally": TRAIN,
                 "evaluate": EVALUATE,
-                "upload": OpRule(up=flat | samples if counted else flat),
+                "upload": OpRule(up=flat | samples if counted else flat, valid=samples_valid),
             }
         )
 
     def run(self, federation: Federation, recorder: Any) -> None:
-        shared = self.start
+        shared, needed = self.start, self.config.h2tune.min_replies
         federation.round = 0
         self.evaluate(federation, recorder, 0, "local")
         for round in range(1, self.config.rounds + 1):
             federation.round = round
-            federation.call("download", {"adapters": shared})
+            there = Attendance(federation, needed)
+            there.call("download", {"adapters": shared})
             if self.evaluates(round):
-                self.evaluate(federation, recorder, round, "global")
-            federation.call("train_locally", {"round": round})
+                self.evaluate(there, recorder, round, "global")
+            there.call("train_locally", {"round": round})
             if self.evaluates(round):
-                self.evaluate(federation, recorder, round, "local")
-            replies = federation.call("upload")
+                self.evaluate(there, recorder, round, "local")
+            replies = there.call("upload")
             samples = [int(reply.get("samples", 1)) for reply in replies.ok.values()]
             p = weights(samples, rule=self.config.h2tune.weight)
             shared = replies.sum("adapters", weights=dict(zip(replies.ok, p, strict=True)))
             if round == self.config.rounds:
-                federation.call("download", {"adapters": shared})
-                self.evaluate(federation, recorder, round, "global")
-            recorder.round_done(round, {"adapters": shared})
+                last = Attendance(federation, needed)
+                last.call("download", {"adapters": shared})
+                self.evaluate(last, recorder, round, "global")
+                there.failed |= last.failed
+            recorder.round_done(round, {"adapters": shared} | there.state())
 
 
 def _traits(party: FedITParty, first: FedITParty) -> list[tuple[str, object, object]]:

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import functools
+import re
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
-from python_api.algorithms.base import EVALUATE, Algorithm
+from python_api.algorithms.attendance import Attendance
+from python_api.algorithms.base import EVALUATE, Algorithm, samples_valid
 from python_api.algorithms.h2tune.middle import unpack_mask
 from python_api.algorithms.h2tune.party import H2TuneParty
 from python_api.algorithms.h2tune.server import Upload, first_shared, weights
@@ -33,6 +35,7 @@ class H2Tune(Algorithm):
 
     def check(self) -> None:
         settings = self.config.h2tune
+        self.check_min_replies()
         if settings.relation == "free" and settings.aggregate == "counts":
             raise InputError(
                 'h2tune.aggregate: "counts" needs a relation without negative entries; '
@@ -81,7 +84,7 @@ class H2Tune(Algorithm):
             told["samples"] = number
         return Manifest(
             {
-                "describe": OpRule(up=told),
+                "describe": OpRule(up=told, valid=_description_valid),
                 "download": OpRule(down={"shared": tensor}),
                 "train_locally": OpRule(
                     down={"round": number},
@@ -105,18 +108,20 @@ class H2Tune(Algorithm):
         server = self._start(federation, recorder)
         for round in range(1, self.config.rounds + 1):
             federation.round = round
-            self._download(federation, server)
+            there = Attendance(federation, self.config.h2tune.min_replies)
+            self._download(there, server)
             if self.evaluates(round):
-                self.evaluate(federation, recorder, round, "global")
-            federation.call("train_locally", {"round": round})
+                self.evaluate(there, recorder, round, "global")
+            there.call("train_locally", {"round": round})
             if self.evaluates(round):
-                self.evaluate(federation, recorder, round, "local")
-            replies = federation.call("upload").ok
-            state = self._update(federation, server, replies)
+                self.evaluate(there, recorder, round, "local")
+            state = self._update(federation, server, there.call("upload").ok)
             if round == self.config.rounds and self._by_base:
-                self._download(federation, server)
-                self.evaluate(federation, recorder, round, "global")
-            recorder.round_done(round, state)
+                last = Attendance(federation, self.config.h2tune.min_replies)
+                self._download(last, server)
+                self.evaluate(last, recorder, round, "global")
+                there.failed |= last.failed
+            recorder.round_done(round, state | there.state())
 
     # ---- private ----------------------------------------------------------------------------
 
@@ -164,14 +169,14 @@ class H2Tune(Algorithm):
             floor=settings.p_min,
         )
 
-    def _download(self, federation: Federation, server: SharedTensors) -> None:
-        round = federation.round
+    def _download(self, to: Federation | Attendance, server: SharedTensors) -> None:
+        round = to.round
         payloads: dict[str, Payload] = {}
-        for name in federation.parties:
+        for name in to.parties:
             draw = generator(self.config.seed, round, name, "shuffle")
             shared = server.download(name, generator=draw, first=not server.updates)
             payloads[name] = {"shared": shared.contiguous()}
-        federation.call("download", payloads)
+        to.call("download", payloads)
 
     def _update(
         self,
@@ -179,7 +184,8 @@ class H2Tune(Algorithm):
         server: SharedTensors,
         replies: Mapping[str, Payload],
     ) -> dict[str, object]:
-        """Aggregate; returns the round's state for the checkpoint and the report."""
+        """Aggregate the replies, whose weights count relative to each other; returns the round's
+        state for the checkpoint and the report."""
         uploads: dict[str, Upload] = {}
         R = self.config.h2tune.middle_rank
         for name, reply in replies.items():
@@ -199,6 +205,21 @@ class H2Tune(Algorithm):
             state[f"omega/{name}"] = _positions(upload.mask)
             state[f"slots/{name}"] = [SLOTS[m] for m in upload.slots]
         return state
+
+
+def _description_valid(reply: Mapping[str, Any], sizes: Mapping[str, int]) -> str | None:
+    """Slots that the server can place, a hash, a number of rows; else what is wrong."""
+    slots, base = reply["slots"], reply.get("base", "0" * 64)
+    known = isinstance(slots, list) and set(slots) <= set(SLOTS)
+    if not known or len(set(slots)) != len(slots) or len(slots) != sizes["slots"]:
+        got = " ".join([slots] if isinstance(slots, str) else slots)
+        return (
+            f"entry 'slots': expected {sizes['slots']} names of {' '.join(SLOTS)}, each once, "
+            f"got {got[:60]}"
+        )
+    if not isinstance(base, str) or not re.fullmatch("[0-9a-f]{64}", base):
+        return "entry 'base': expected a sha256 of 64 hexadecimal digits"
+    return samples_valid(reply, sizes)
 
 
 def _positions(mask: Tensor) -> Tensor:

@@ -372,36 +372,6 @@ def test_standard_output_is_left_to_the_command(toy, tmp_path, capsys):
     assert run.report == tmp_path / "run" / "report.html"
 
 
-def test_importing_the_package_loads_no_torch():
-    import subprocess
-    import sys
-
-    code = (
-        "import sys, python_api; print([m for m in ('torch','rich','numpy') if m in sys.modules])"
-    )
-    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert out.stdout.strip() == "[]"
-
-
-@pytest.mark.parametrize("system_call", [True, False])
-def test_an_exchange_swaps_two_folders(tmp_path, monkeypatch, system_call):
-    import ctypes
-    import types
-
-    from python_api.run import folder
-
-    if not system_call:
-        monkeypatch.setattr(ctypes, "CDLL", lambda *_, **__: types.SimpleNamespace())
-    for name in ("old", "new"):
-        (tmp_path / name).mkdir()
-        (tmp_path / name / name).write_text(name)
-    folder.exchange(tmp_path / "new", tmp_path / "old")
-    assert visible(tmp_path) == ["new", "old"]
-    assert visible(tmp_path / "old") == ["new"] and visible(tmp_path / "new") == ["old"]
-    folder.exchange(tmp_path / "new", tmp_path / "fresh")
-    assert visible(tmp_path) == ["fresh", "old"]
-
-
 @pytest.mark.parametrize("wait", [0.05, 0.11, 0.17, 0.23, 0.31])
 def test_a_run_killed_at_any_moment_can_be_read(toy, tmp_path, wait):
     """kill -9, at five moments: whole lines, a whole checkpoint, the models of one round."""
