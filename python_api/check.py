@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from python_api.config import ignored
 from python_api.errors import InputError
+from python_api.notices import notices
 
 if TYPE_CHECKING:
     from python_api.config import PartyConfig, RunConfig
@@ -54,7 +55,8 @@ class PartyCheck:
 
 @dataclass(frozen=True)
 class CheckReport:
-    """parties in the config's order; notes: what to know; warnings: what `run` refuses here."""
+    """parties in the config's order; notes: what to know; warnings: what `run` refuses
+    here, or does and nobody would want."""
 
     parties: tuple[PartyCheck, ...]
     notes: tuple[str, ...]
@@ -93,7 +95,13 @@ def check(config: RunConfig) -> CheckReport:
         _party(p, config, data[p.name], lengths[p.name], estimates[p.name], sent[p.name], speed)
         for p in config.parties
     )
-    return CheckReport(parties, _notes(config), _warnings(config, estimates))
+    parts = ("train", "validation", "test")
+    told = notices(
+        config,
+        rows={party.name: dict(zip(parts, party.rows, strict=True)) for party in parties},
+        slots={name: made.slots for name, made in estimates.items()},
+    )
+    return CheckReport(parties, _notes(config), (*told, *_warnings(config, estimates)))
 
 
 def preflight(config: RunConfig, *, here: bool = False) -> dict[str, TaskData]:
@@ -105,8 +113,10 @@ def preflight(config: RunConfig, *, here: bool = False) -> dict[str, TaskData]:
         InputError: what the algorithm refuses, bad data, or a path that is no checkpoint.
     """
     from python_api.algorithms import make
+    from python_api.algorithms.h2tune.party import check_alternation
     from python_api.data.task import load_task
     from python_api.models.bases import resolve_device
+    from python_api.models.build import model_config
     from python_api.models.disk import look_for_weights, read_config
 
     make(config)
@@ -122,6 +132,13 @@ def preflight(config: RunConfig, *, here: bool = False) -> dict[str, TaskData]:
                     look_for_weights(party.model.path)
             except InputError as error:
                 raise InputError(f"party.{party.name}: {error}") from error
+        elif party.model.config:
+            try:
+                model_config(party.model)
+            except InputError as error:
+                raise InputError(f"party.{party.name}: {error}") from error
+        if config.algorithm == "h2tune":
+            check_alternation(party, config, len(data[party.name].train))
     return data
 
 

@@ -43,7 +43,7 @@ class FineTuneParty(Party):
     Attributes:
         model: the `AdaptedModel`.
         train, test, validation: `Batcher` of each split (validation may be empty).
-        steps_done: optimiser steps since the start of the run.
+        rows: how many rows each split has, by its name; empty without data.
     """
 
     def __init__(
@@ -83,6 +83,8 @@ class FineTuneParty(Party):
         self.train = self._batcher(data.train if data else ())
         self.validation = self._batcher(data.validation if data else ())
         self.test = self._batcher(data.test if data else ())
+        parts = ("train", "validation", "test")
+        self.rows = {part: len(getattr(data, part)) for part in parts} if data else {}
         self.optimizers: dict[str, LocalOptimizer] = {}
         self._best: dict[str, Any] | None = None
 

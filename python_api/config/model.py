@@ -13,6 +13,8 @@ from python_api.errors import InputError
 
 __all__ = ["resolve_model"]
 
+PRETRAIN_LIMIT = 50_000_000  # parameters; that of models/build.py, which imports torch
+
 
 def resolve_model(
     read: Reader, layers: Layers, where: str, *, models: Mapping[str, Any]
@@ -48,7 +50,7 @@ def resolve_model(
     values = table_of(value, place, read.source)
     read.keys(values, "model", place)
     if values.get("path") is not None:
-        for key in ("kind", "hidden_size", "layers", "heads", "pretrain"):
+        for key in ("kind", "hidden_size", "layers", "heads", "config", "pretrain"):
             if key in values:
                 raise InputError(f"{read.source}: {place}: path and {key}; expected path alone")
         values["kind"] = None
@@ -60,7 +62,24 @@ def resolve_model(
             f"{read.source}: {place}.heads: {model.heads} does not divide hidden_size = "
             f"{model.hidden_size}; expected a divisor"
         )
+    if model.path is None and model.pretrain.text is None:
+        model = _default_text(model)
     return model
+
+
+def _default_text(model: ModelConfig) -> ModelConfig:
+    """What pre-training reads where nothing is said, written out.
+
+    Above `PRETRAIN_LIMIT` the default is none. Near it, or with further keys that change sizes,
+    only transformers can count; then it stays open here, and `models.pretrain.recipe` decides.
+    """
+    # more than any family built from these sizes has: rows of every matrix, ids and positions
+    at_most = 32 * model.layers * model.hidden_size**2 + 65_536 * model.hidden_size
+    if model.config or at_most > PRETRAIN_LIMIT:
+        return model
+    text = "own" if model.shared is None else "builtin"
+    plan = model.pretrain.model_copy(update={"text": text})
+    return model.model_copy(update={"pretrain": plan})
 
 
 def _model_path(read: Reader, value: Any, place: str) -> str:

@@ -77,14 +77,21 @@ class Base:
 
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
-    """No progress bars of transformers while reading or writing a checkpoint."""
+    """No progress bars of transformers, and no word on every request of the Hub's client, while
+    reading or writing a checkpoint: what goes wrong is told in one line of ours."""
+    import logging as standard
+
     from transformers.utils import logging
 
+    client = standard.getLogger("huggingface_hub")
+    level = client.level
+    client.setLevel(standard.CRITICAL)
     was = logging.is_progress_bar_enabled()
     logging.disable_progress_bar()
     try:
         yield
     finally:
+        client.setLevel(level)
         if was:
             logging.enable_progress_bar()
 
@@ -222,6 +229,7 @@ def build_config(
     wanted |= dict.fromkeys(DROPOUTS, 0.0)
     default = AutoConfig.for_model(kind)
     known = {name for name in wanted if _takes(default, name)}
+    _check_extra(default, extra or {})
     values = {name: wanted[name] for name in known} | (extra or {})
     try:
         config = AutoConfig.for_model(kind, **values)
@@ -229,6 +237,26 @@ def build_config(
         first = str(error).strip().splitlines()[-1:] or [type(error).__name__]
         raise InputError(f"model: {kind} does not build from these sizes: {first[0]}") from error
     return config, _is_encoder(config)
+
+
+# Taken by every config class through keywords, and listed by none.
+UNLISTED = ("rope_theta", "rope_scaling", "torch_dtype", "attn_implementation")
+
+
+def _check_extra(default: Any, extra: dict[str, Any]) -> None:
+    """Refuse a key that the config class does not know: it would be stored and never read."""
+    import difflib
+    import inspect
+
+    known = {*default.to_dict(), *default.attribute_map, *UNLISTED}
+    known |= {*inspect.signature(type(default).__init__).parameters} - {"self", "kwargs"}
+    for key in extra:
+        if key not in known:
+            near = difflib.get_close_matches(key, sorted(known), 1, 0.0)
+            raise InputError(
+                f"model.config.{key}: {type(default).__name__} has no such key; nearest known: "
+                f"{near[0]}"
+            )
 
 
 def _takes(config: Any, name: str) -> bool:

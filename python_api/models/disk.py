@@ -26,7 +26,8 @@ def read_config(path: str):
     elif Path(path).exists() or path.startswith((".", "/", "~")) or path.count("/") > 1:
         raise InputError(f"model.path: {path} is no folder; expected a checkpoint or a Hub name")
     try:
-        return AutoConfig.from_pretrained(path)
+        with quiet():
+            return AutoConfig.from_pretrained(path)
     except Exception as error:
         raise _told(path, error) from error
 
@@ -67,7 +68,7 @@ def load_disk(path: str, *, device, dtype: torch.dtype, prompt: str = "auto") ->
         kind = AutoModel if encoder else AutoModelForCausalLM
         with quiet():
             model = kind.from_pretrained(path, config=config, use_safetensors=True, dtype=dtype)
-        tokenizer = AutoTokenizer.from_pretrained(path)
+            tokenizer = AutoTokenizer.from_pretrained(path)
     except Exception as error:
         raise _told(path, error) from error
     if tokenizer.pad_token_id is None:

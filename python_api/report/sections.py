@@ -17,6 +17,9 @@ from python_api.report.words import percent, points, seconds_text
 
 __all__ = ["run_sections"]
 
+SPLITS = ("train", "validation", "test")
+FEW = 100  # test rows below which a note says so
+
 
 def run_sections(run: RunData) -> tuple[Section, ...]:
     """All sections of one run, in the order of the page; those without data are left out."""
@@ -49,17 +52,45 @@ def _parties(run: RunData) -> Section | None:
                 _modules_text(party.get("modules", "all")),
                 _task_text(task),
                 f"{rate:g}" if isinstance(rate, int | float) else "–",
+                _rows_text(run, str(party.get("name", "?"))),
             )
         )
     if not rows:
         return None
     table = Table(
-        caption="The parties as configured. Rank is the LoRA rank, lr the learning rate of AdamW.",
-        columns=("party", "model", "rank", "modules", "task", "lr"),
+        caption="The parties as configured. Rank is the LoRA rank, lr the learning rate of AdamW; "
+        "rows are those of the train, validation and test split.",
+        columns=("party", "model", "rank", "modules", "task", "lr", "rows"),
         rows=tuple(rows),
         left=(0, 1, 3, 4),
     )
-    return Section("ran", "What ran", tables=(table,))
+    return Section("ran", "What ran", tables=(table,), notes=_few_rows(run))
+
+
+def _rows_text(run: RunData, party: str) -> str:
+    counts = _table(_table(run.environment, "rows"), party)
+    return " / ".join(str(counts.get(part, "–")) for part in SPLITS) if counts else "–"
+
+
+def _few_rows(run: RunData) -> tuple[str, ...]:
+    """A line where accuracy is measured on so few rows that one of them shows."""
+    limit = _table(run.config, "eval").get("limit")
+    few = []
+    for party in run.parties:
+        count = _table(_table(run.environment, "rows"), party).get("test")
+        if not isinstance(count, int):
+            continue
+        if isinstance(limit, int) and limit:
+            count = min(count, limit)
+        if count < FEW:
+            worth = f", one is {100 / count:.1f} points" if count else ""
+            few.append(f"{party} ({count}{worth})")
+    if not few:
+        return ()
+    return (
+        f"Measured on fewer than {FEW} test rows: {', '.join(few)}. Differences of a few rows are "
+        "chance; take accuracies of such a split as rough.",
+    )
 
 
 def _table(parent: object, key: str) -> Mapping[str, object]:
@@ -269,8 +300,8 @@ def _times(run: RunData) -> Section | None:
     texts = []
     if isinstance(total, int | float) and not isinstance(total, bool):
         texts.append(
-            f"The run took {seconds_text(float(total))} on this machine, counted from where models "
-            "and data were ready."
+            f"The run took {seconds_text(float(total))} on this machine: reading the data, "
+            "building the models, all rounds and their evaluations; writing this page is not in it."
         )
     if not found and not texts:
         return None
@@ -282,7 +313,8 @@ def _times(run: RunData) -> Section | None:
         earlier = seconds
     table = Table(
         caption="Time by round, all parties one after another, evaluation included. Round 0 is "
-        "what stands before training: building the models and the first evaluation.",
+        "what stands before training: reading the data, building the models and the first "
+        "evaluation.",
         columns=("round", "took", "since the start"),
         rows=tuple(rows),
     )
@@ -295,8 +327,9 @@ def _times(run: RunData) -> Section | None:
 
 
 def _config(run: RunData) -> Section:
-    # The manifest and the sizes in its shapes stand in the section on what left a party.
-    shown = {k: v for k, v in run.environment.items() if k not in ("manifest", "sizes")}
+    # The manifest and the sizes in its shapes stand in the section on what left a party, the rows
+    # in that on what ran.
+    shown = {k: v for k, v in run.environment.items() if k not in ("manifest", "sizes", "rows")}
     rows = tuple(_flat(shown))
     more: list[tuple[str, Table | str]] = [("config.toml, as resolved", run.config_text)]
     if rows:

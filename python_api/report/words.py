@@ -226,7 +226,7 @@ def _h2tune_basis(basis: str) -> tuple[str, ...]:
             "not trained, so parties on the same base model read and write the shared middle in "
             "the same basis. The middle is shared among parties whose frozen base has the same "
             "hash, and nobody else.",
-            "In our probe (three small decoders on one base, one party with 64 examples, 10 "
+            "In a small experiment (three decoders on one base, one party with 64 examples, ten "
             "paired seeds) this gained that party 13.4 points (95 % interval 9.7 to 17.8) over "
             "the same layer unshared and 18.1 points (13.2 to 23.2) over LoRA alone. That was "
             "another run than this one: on your data, compare with share = false.",
@@ -242,7 +242,7 @@ def _h2tune_basis(basis: str) -> tuple[str, ...]:
         "and B can undo any change of the middle without changing an output (A to PA, B to BQ⁻¹, "
         "I + T to Q(I + T)P⁻¹), so what one party puts into the middle need not mean anything to "
         "another. As published, no transfer between parties was seen.",
-        "In our probe (three small decoders, one party with 64 examples, 10 paired seeds) "
+        "In a small experiment (three decoders, one party with 64 examples, ten paired seeds) "
         "sharing changed that party's accuracy by −0.5 points (95 % interval −1.7 to 0.5) "
         "against not sharing, and by +0.4 points (−0.7 to 1.9) against sharing shuffled tensors. "
         'Accuracy above "before" in this report is therefore not a sign of transfer. Runs with '

@@ -28,7 +28,8 @@ PACKAGES = (
 def environment(manifest: Manifest, parties: Sequence[Party], *, seed: int) -> dict[str, object]:
     """Versions, machine, threads, the variables that change results, and the manifest.
 
-    `sizes` holds what each party declared for the manifest's shapes.
+    `sizes` holds what each party declared for the manifest's shapes, `rows` how many rows each of
+    its splits has.
     """
     import torch
 
@@ -55,6 +56,7 @@ def environment(manifest: Manifest, parties: Sequence[Party], *, seed: int) -> d
         "seed": seed,
         "manifest": manifest.rows(),
         "sizes": {party.name: dict(party.sizes) for party in parties},
+        "rows": {party.name: dict(party.rows) for party in parties if hasattr(party, "rows")},
     }
 
 

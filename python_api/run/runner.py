@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from python_api.errors import RunFailed
+from python_api.notices import notices
 from python_api.progress import Progress, make_progress
 from python_api.run.folder import RunFolder, check_free, default_path
 from python_api.run.interrupt import Interrupted, StopOnInterrupt
@@ -114,6 +115,10 @@ def _run(
         recorder.check_stop()
     except KeyboardInterrupt as stop:
         raise Interrupted("stopped before the run began; nothing was written") from stop
+    told = {p.name: getattr(p, "rows", {}) for p in parties}
+    slots = {p.name: p.model.slots for p in parties if hasattr(p, "model")}
+    for line in notices(config, rows=told, slots=slots):
+        recorder.log(f"warning: {line}")
     folder = RunFolder.create(
         path,
         config=dump(config),

@@ -17,13 +17,33 @@ from python_api.algorithms.h2tune.losses import (
 )
 from python_api.algorithms.h2tune.middle import PartyMiddle
 from python_api.algorithms.h2tune.optimise import SharedOptimizer
+from python_api.errors import InputError
 from python_api.federation.seeds import generator, seed_for
 
 if TYPE_CHECKING:
+    from python_api.config import PartyConfig, RunConfig
     from python_api.federation.bus import Payload
     from python_api.models.batching import Batch
 
-__all__ = ["H2TuneParty"]
+__all__ = ["H2TuneParty", "check_alternation"]
+
+
+def check_alternation(party: PartyConfig, run: RunConfig, rows: int) -> None:
+    """Refuse `alternate = "epoch"` where a round has one macro-batch, too few for two phases.
+
+    rows: of the party's training split.
+
+    Raises:
+        InputError: names the party, and what to change.
+    """
+    train = party.train
+    at_once = train.batch_size * train.accumulate
+    steps = train.steps or train.epochs * -(-rows // at_once)
+    if run.h2tune.alternate == "epoch" and run.rounds > 1 and steps == 1:
+        raise InputError(
+            f'party.{party.name}: h2tune.alternate = "epoch" splits the macro-batches of a round '
+            'between two phases, and a round has 1; expected more steps or epochs, or "step"'
+        )
 
 
 class H2TuneParty(FineTuneParty):
@@ -50,6 +70,10 @@ class H2TuneParty(FineTuneParty):
         self.private = [p for group in groups for p in group["params"]]
         self.private_optimizer = self.make_optimizer("private", groups)
         self.done = 0  # macro-batches since the start of the run: the place in the schedule
+
+    def check_train(self) -> None:
+        super().check_train()
+        check_alternation(self.config, self.run, len(self.train))
 
     # ---- ops --------------------------------------------------------------------------------
 
@@ -93,7 +117,7 @@ class H2TuneParty(FineTuneParty):
                 _, logits = self._phase1(macro)
                 loss = self._phase2(macro, logits)
                 passes += 2
-            elif 2 * number <= steps:
+            elif number <= (steps + 1) // 2:  # the larger half: the middle is what is shared
                 loss, _ = self._phase1(macro)
                 passes += 1
             else:

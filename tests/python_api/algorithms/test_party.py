@@ -8,6 +8,9 @@ from typing import Any
 import pytest
 import torch
 
+from python_api.check import preflight
+from python_api.errors import InputError
+
 from .tiny import Federated, config, party
 
 
@@ -232,3 +235,27 @@ def test_state_goes_on_where_it_stopped(tmp_path: Path) -> None:
         member.download({"shared": shared})
         member.train_locally({"round": 3})
     assert not moved(snapshot(one), snapshot(other))
+
+
+def test_epoch_gives_phase_one_the_larger_half(tmp_path: Path) -> None:
+    member = started(tmp_path, alternate="epoch")
+    update = {"train": member.config.train.model_copy(update={"steps": 3})}
+    member.config = member.config.model_copy(update=update)
+    order = []
+    for name in ("_phase1", "_phase2"):
+        run = getattr(member, name)
+        setattr(member, name, lambda *a, n=name, r=run: order.append(n) or r(*a))
+    member.train_locally({"round": 2})
+    assert order == ["_phase1", "_phase1", "_phase2"]
+
+
+def test_epoch_with_one_macro_batch_is_refused(tmp_path: Path) -> None:
+    def made(**keys: Any) -> Any:
+        return config([party(tmp_path, "a")], h2tune={"alternate": "epoch"}, **keys)
+
+    with pytest.raises(InputError, match=r'party\.a: h2tune\.alternate = "epoch".* has 1;'):
+        Federated(made(train={"steps": 1}))
+    with pytest.raises(InputError, match=r'party\.a: h2tune\.alternate = "epoch"'):
+        preflight(made(train={"steps": 1}))
+    for keys in ({"train": {"steps": 2}}, {"train": {"steps": 1}, "rounds": 1}):
+        Federated(made(**keys)).run()

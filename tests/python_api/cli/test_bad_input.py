@@ -130,3 +130,36 @@ def test_what_only_this_machine_lacks(
     (place / "config.json").write_text(json.dumps(sizes | {"n_head": 2}))
     assert main(["check", path]) == 0
     assert "holds no *.safetensors" in capsys.readouterr().err
+
+
+def test_settings_that_would_silently_do_nothing(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    empty = "party.a.task.test: no test rows; a is trained and never measured on a test split"
+    path = config(folder, more=", test = 0")
+    assert main(["check", path]) == 0
+    assert f"warning: {empty}" in capsys.readouterr().err
+    assert main(["run", path, "--out", "one", "--set", "party.a.steps=1"]) == 0
+    assert f"warning: {empty}" in (folder / "one" / "log.txt").read_text()
+    environment = json.loads((folder / "one" / "environment.json").read_text())
+    assert environment["rows"] == {"a": {"train": 18, "validation": 2, "test": 0}}
+
+    path = config(folder, names=("a", "b"))
+    apart = ["--set", 'party.a.modules=["q", "o"]', "--set", 'party.b.modules=["v"]']
+    line = "no module slot in common with another: a has q o; b has v"
+    capsys.readouterr()
+    assert main(["check", path, *apart]) == 0
+    assert capsys.readouterr().err.count(line) == 1
+    assert main(["run", path, "--out", "two", "--set", "defaults.steps=1", *apart]) == 0
+    assert (folder / "two" / "log.txt").read_text().count(line) == 1
+    for free in (["--set", "h2tune.share=false", *apart], ["--set", 'defaults.modules=["q"]']):
+        capsys.readouterr()
+        assert main(["check", path, *free]) == 0
+        assert "in common" not in capsys.readouterr().err
+    nonsense = TINY.replace("heads = 2,", "heads = 2, config = { hiden_act = 1 },")
+    for command in ("check", "run"):
+        said = one_line(capsys, folder, [command, config(folder, model=nonsense)])
+        assert said == (
+            "party.a: model.config.hiden_act: LlamaConfig has no such key; nearest known: "
+            "hidden_act\n"
+        )

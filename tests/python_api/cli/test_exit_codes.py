@@ -108,3 +108,19 @@ def test_ctrl_c_in_pre_training_leaves_nothing(folder: Path) -> None:
     assert err.splitlines()[-1] == "stopped before the run began; nothing was written"
     assert out == "" and not (folder / "run").exists()
     assert not list((folder / "cache").rglob("*.safetensors"))
+
+
+def test_the_readme_loads_an_adapter_with_vanilla_peft(folder: Path) -> None:
+    import peft
+    import transformers
+
+    write(folder)
+    path = folder / "c.toml"
+    path.write_text(path.read_text().replace('name = "a"', 'name = "shop"'))
+    assert main(["run", "c.toml", "--out", "runs/..."]) == 0
+    text = (Path(__file__).parents[3] / "README.md").read_text(encoding="utf-8")
+    (block,) = (b for b in text.split("```python\n") if "PeftModel.from_pretrained(base" in b[:300])
+    names = {"peft": peft, "transformers": transformers}
+    exec(block.split("```")[0], names)
+    assert len(names["tokenizer"]("t1").input_ids) and "shop/peft" in block
+    assert any("lora_B" in name for name, _ in names["model"].named_parameters())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tomllib
 from pathlib import Path
 from typing import Any
 
@@ -235,3 +236,18 @@ def test_the_table_of_another_algorithm_is_checked_ignored_and_named() -> None:
 def test_a_default_config_names_both_epochs_and_steps_and_sets_one() -> None:
     lines = [line.split(" #")[0].rstrip() for line in explain("h2tune", full=True).splitlines()]
     assert "steps = 20" in lines and "# epochs = ..." in lines and "epochs = 1" not in lines
+
+
+def test_what_pretraining_reads_is_written_out() -> None:
+    def text(**keys: Any) -> str | None:
+        config = load_config(source(**keys))
+        assert load_config(tomllib.loads(dump_config(config))) == config
+        return config.parties[0].model.pretrain.text
+
+    assert text() == "own" and 'text = "own"' in dump_config(load_config(source()))
+    assert text(own={"model": {"pretrain": {"steps": 7}}}) == "own"
+    assert text(models={"m": {}}, own={"model": "m"}) == "builtin"
+    assert text(own={"model": {"pretrain": "none"}}) == "none"
+    # whether these are above the limit is for transformers to count
+    assert text(own={"model": {"hidden_size": 1024, "layers": 8}}) is None
+    refused(source(own={"model": {"path": "x", "config": {"a": 1}}}), "path and config")

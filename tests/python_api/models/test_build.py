@@ -10,6 +10,7 @@ import torch
 
 from python_api.errors import InputError
 from python_api.models.build import build_config, load_base
+from python_api.models.disk import read_config
 from python_api.models.pretrain import recipe
 from tests.python_api.models.kit import tiny_base
 
@@ -181,3 +182,38 @@ def test_a_hub_name_offline_is_one_line():
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=env)
     assert out.stdout.count("\n") == 1, out.stderr
     assert "nobody/nothing-here" in out.stdout and "Hub was not reached" in out.stdout
+
+
+@pytest.mark.parametrize(
+    ("key", "near"),
+    [("nonsense_key", None), ("intermediate_sise", "intermediate_size"), ("to_dict", None)],
+)
+def test_a_key_that_the_config_class_does_not_know_is_refused(key, near):
+    with pytest.raises(
+        InputError, match=rf"^model\.config\.{key}: LlamaConfig.*known: {near or '[a-z_]+'}$"
+    ):
+        build_config("llama", hidden_size=16, layers=1, heads=2, extra={key: 1})
+
+
+def test_the_hub_client_is_silent(capsys, monkeypatch):
+    import logging
+
+    from transformers import AutoConfig
+
+    client = logging.getLogger("huggingface_hub.utils._http")
+
+    def unreachable(path):
+        client.warning("thrown while requesting HEAD")
+        raise OSError("couldn't connect")
+
+    handler = logging.StreamHandler()
+    logging.getLogger("huggingface_hub").addHandler(handler)
+    monkeypatch.setattr(AutoConfig, "from_pretrained", unreachable)
+    try:
+        with pytest.raises(InputError, match="the Hub was not reached"):
+            read_config("nobody/nothing")
+        assert "HEAD" not in capsys.readouterr().err
+        client.warning("heard again")
+        assert "heard again" in capsys.readouterr().err
+    finally:
+        logging.getLogger("huggingface_hub").removeHandler(handler)

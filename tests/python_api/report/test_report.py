@@ -340,3 +340,34 @@ def test_many_rounds_and_parties_stay_readable(make_run: Callable[..., Path]) ->
     assert len(charts) >= 3
     circles = sum(tag == "circle" for tag, _ in page.tags)
     assert circles < 100  # no marker on each of 120 points
+
+
+def test_the_page_says_how_little_was_measured(make_run: Callable[..., Path]) -> None:
+    folder = make_run()
+    assert "fewer than 100 test rows" not in read(report(folder)).text  # an older folder
+    environment = json.loads((folder / "environment.json").read_text())
+    environment["rows"] = {
+        "sentiment": {"train": 58, "validation": 6, "test": 12},
+        "topic": {"train": 720, "validation": 80, "test": 200},
+    }
+    (folder / "environment.json").write_text(json.dumps(environment))
+    text = read(report(folder)).text
+    assert "58 / 6 / 12" in text and "720 / 80 / 200" in text
+    assert "fewer than 100 test rows: sentiment (12, one is 8.3 points)." in text
+    config = folder / "config.toml"
+    config.write_text(config.read_text().replace("[train]", "[eval]\nlimit = 40\n\n[train]"))
+    assert "sentiment (12, one is 8.3 points), topic (40, one is 2.5" in read(report(folder)).text
+
+
+def test_the_times_say_what_they_count(make_run: Callable[..., Path]) -> None:
+    text = read(report(make_run())).text
+    assert "reading the data, building the models, all rounds and their evaluations" in text
+    assert "counted from where" not in text
+
+
+@pytest.mark.parametrize("basis", ["trained", "svd"])
+def test_the_page_does_not_speak_of_how_the_package_came_about(
+    make_run: Callable[..., Path], basis: str
+) -> None:
+    text = read(report(make_run(basis=basis))).text
+    assert "In a small experiment (three decoders" in text and "our probe" not in text
