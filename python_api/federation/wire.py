@@ -7,7 +7,7 @@
 All integers are little-endian. The sum covers header and body. A payload has one spelling only:
 value is nil but for numbers and texts, meta holds the keys of `META`, and both headers (msgpack and
 safetensors) are as `encode` writes them, so nothing travels beside the entries. A decoder believes
-no length before it has compared it with what it holds; it copies the body twice, and what a header
+no length before it has compared it with what it holds; it copies a tensor twice, and what a header
 unfolds to is bounded by the cap on headers. What does not fit raises `WireError`. Nothing that was
 received is executed: no pickle, no `torch.load`.
 """
