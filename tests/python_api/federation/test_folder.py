@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import pytest
 
+import python_api
+from python_api import InputError
+
 
 def visible(path):
     return sorted(child.name for child in path.iterdir())
@@ -37,3 +40,14 @@ def test_an_exchange_swaps_two_folders(tmp_path, monkeypatch, system_call):
     assert visible(tmp_path / "old") == ["new"] and visible(tmp_path / "new") == ["old"]
     folder.exchange(tmp_path / "new", tmp_path / "fresh")
     assert visible(tmp_path) == ["fresh", "old"]
+
+
+def test_bad_input_to_run_leaves_nothing(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(InputError):
+        python_api.run(tmp_path / "missing.toml", progress=False)
+    with pytest.raises(InputError):
+        python_api.run({"algorithm": "no such"}, progress=False)
+    with pytest.raises(InputError):
+        python_api.run("h2tune", overrides={"h2tune.middle_rnak": 4}, progress=False)
+    assert visible(tmp_path) == []

@@ -160,17 +160,6 @@ def test_an_error_while_parties_are_built_leaves_nothing(toy, tmp_path, error):
     assert visible(tmp_path) == [] and toy.reports == []
 
 
-def test_bad_input_to_run_leaves_nothing(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    with pytest.raises(InputError):
-        python_api.run(tmp_path / "missing.toml", progress=False)
-    with pytest.raises(InputError):
-        python_api.run({"algorithm": "no such"}, progress=False)
-    with pytest.raises(InputError):
-        python_api.run("h2tune", overrides={"h2tune.middle_rnak": 4}, progress=False)
-    assert visible(tmp_path) == []
-
-
 def test_a_failed_run_says_why_and_can_be_read(toy, tmp_path):
     path = tmp_path / "run"
 
