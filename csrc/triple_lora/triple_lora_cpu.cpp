@@ -318,14 +318,24 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> backward_as(
     T* dQ = total + size_A;
     for (int64_t i = 0; i < size_Q; ++i) dQ[i] *= static_cast<T>(scale);
     if ((need & need_T) && middle) {
-      Scratch<T> sum(r * rank);
-      constexpr int64_t run = 64;
+      // r^2 sums over all of D_out, often with much cancellation: in double, a run at a time.
+      const Kernels<double>& wide = kernels_here<double>();
+      const int64_t width = ceil_div(r, wide.columns) * wide.columns;
+      constexpr int64_t run = 256;
+      Scratch<double> left(run * width), right(run * width), sum(r * width);
+      std::fill_n(sum.get(), r * width, 0.0);
       for (int64_t d = 0; d < factors.rows; d += run) {
-        k.multiply(r, std::min(run, factors.rows - d), rank, factors.B.get() + d * rank, 1, rank,
-                   dQ + d * rank, sum.get(), d == 0);
+        const int64_t n = std::min(run, factors.rows - d);
+        for (int64_t i = 0; i < n; ++i) {
+          for (int64_t c = 0; c < width; ++c) {
+            const int64_t at = (d + i) * rank + c;
+            left.get()[i * width + c] = c < r ? factors.B.get()[at] : 0;
+            right.get()[i * width + c] = c < r ? dQ[at] : 0;
+          }
+        }
+        wide.multiply(r, n, width, left.get(), 1, width, right.get(), sum.get(), false);
       }
-      if (factors.rows == 0) std::fill_n(sum.get(), r * rank, T{0});
-      store(sum.get(), rank, 1, dT);
+      store(sum.get(), width, 1, dT);
     }
     if (need & need_B) {
       if (middle) {
