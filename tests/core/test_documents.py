@@ -108,6 +108,14 @@ def test_every_public_function_has_an_example():
     assert without == []
 
 
+def test_no_promised_table_is_empty():
+    for path in ("README.md", "docs/kernels.md"):
+        text = (ROOT / path).read_text(encoding="utf-8")
+        for name in re.findall(r"<!-- (\w+:\w+) -->", text):
+            block = text.split(f"<!-- {name} -->")[1].split(f"<!-- /{name} -->")[0]
+            assert block.strip(), f"{path}: the block {name} is empty"
+
+
 def test_the_changelog_names_the_version():
     text = (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
     assert re.search(rf"^## \[?{re.escape(fedkernels.__version__)}\b", text, re.MULTILINE)
