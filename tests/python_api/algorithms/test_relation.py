@@ -56,6 +56,18 @@ def test_last_is_fixed_and_depth_is_trained() -> None:
     assert len(list(Relation("depth", 3, 2).parameters())) == 1
 
 
+def test_last_gives_parties_of_equal_depth_one_middle_and_a_trained_depth_does_not() -> None:
+    shared = rand(3, 2, 4, 4).float()
+    last = [download(Relation("last", 3, 3)(), shared) for _ in range(2)]
+    assert torch.equal(last[0], last[1])
+    assert torch.equal(last[0], shared)
+    parties = [Relation("depth", 3, 3) for _ in range(2)]
+    with torch.no_grad():
+        parties[1].theta += 0.1 * torch.randn(3, 3, generator=torch.Generator().manual_seed(2))
+    first, second = (download(party(), shared) for party in parties)
+    assert not torch.allclose(first, second, atol=1e-3)
+
+
 def test_download_and_transpose_upload_are_the_einsums() -> None:
     relation, shared, middle = (
         rand(4, 3),
