@@ -5,13 +5,8 @@
 //   A tile of `tile_rows` x `columns` sums stays in registers over k; k runs in ascending order,
 //   whatever the tile, so that a row's bits depend on that row alone.
 //
-// Included once per instruction set (common/each_capability.h): no include guard, no #include.
-
-template <typename T>
-struct Simd {
-  typedef T vec __attribute__((vector_size(VECTOR_BYTES), aligned(alignof(T)), may_alias));
-  static constexpr int64_t lanes = VECTOR_BYTES / sizeof(T);
-};
+// Included once per instruction set (common/each_capability.h), after common/simd_math.h: no include
+// guard, no #include.
 
 template <typename T>
 constexpr int64_t columns = 2 * Simd<T>::lanes;

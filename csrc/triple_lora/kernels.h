@@ -4,6 +4,7 @@
 //
 // Included once per instruction set (common/each_capability.h): no include guard.
 
+#include "common/simd_math.h"
 #include "common/product.h"
 #include "common/philox.h"
 

@@ -3,7 +3,9 @@
 #include <immintrin.h>
 #endif
 
+#include <bit>
 #include <cstring>
+#include <limits>
 #include <type_traits>
 
 #include "common/capability.h"
