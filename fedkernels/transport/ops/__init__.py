@@ -1,0 +1,22 @@
+"""Schemas and fake implementations of the family's compiled and Triton ops.
+
+Private: they run below autograd and check nothing. Every function exists twice with one schema,
+``fedkernels::<name>`` (csrc/transport registers CPU and CUDA) and ``fedkernels::<name>_triton``.
+"""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+
+from fedkernels.transport.ops import points, sinkhorn
+
+__all__ = ["primitives"]
+
+# Bound once: the chain torch.ops.a.b costs 0.3 us a call.
+_COMPILED = SimpleNamespace(**sinkhorn.bound(""), **points.bound(""))
+_TRITON = SimpleNamespace(**sinkhorn.bound("_triton"), **points.bound("_triton"))
+
+
+def primitives(backend: str) -> SimpleNamespace:
+    """The ops of a backend ("cpu", "cuda" or "triton"), by the names that `reference` has too."""
+    return _TRITON if backend == "triton" else _COMPILED
