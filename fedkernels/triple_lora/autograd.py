@@ -11,8 +11,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from fedkernels._second_derivative import once, refuse_compiled_transforms
 from fedkernels.triple_lora import ops
 
+_WAY_OUT = ' on this backend; compile without the transform, or pass backend="reference"'
 _X, _WEIGHT, _BIAS, _BASE, _A, _T, _B = range(7)
 
 
@@ -25,7 +27,7 @@ def triple_lora(dtype, x, weight, bias, base, A, T, B, width, options) -> Tensor
         kept = A.requires_grad or (weight is not None and weight.requires_grad)
         link = _link(x) if x.requires_grad and not kept else None
         return _TripleLora.apply(x, weight, bias, base, A, T, B, link, dtype, width, options)
-    _refuse_compiled_transforms("triple_lora")
+    refuse_compiled_transforms("triple_lora", _WAY_OUT)
     arguments = (x, weight, bias, base, A, T, B, _link(x), dtype, width, options)
     return _TripleLoraFunctional.apply(*arguments)[0]
 
@@ -46,49 +48,17 @@ def select_middle(middle, scores, rank, index, previous, straight_through):
     through = scores if straight_through else None
     if not torch._C._are_functorch_transforms_active():
         return _GatherMiddle.apply(middle, through, index, rank), index
-    _refuse_compiled_transforms("select_middle")
+    refuse_compiled_transforms("select_middle", _WAY_OUT)
     return _GatherMiddleFunctional.apply(middle, through, index, rank), index
 
 
-def _refuse_compiled_transforms(op: str) -> None:
-    if torch.compiler.is_compiling():
-        # torch.compile(torch.func.grad(...)) over a Function computed wrong numbers.
-        raise RuntimeError(
-            f"{op}: torch.func transforms inside torch.compile are not supported on this backend; "
-            'compile without the transform, or pass backend="reference"'
-        )
-
-
-class _NoSecondDerivative(torch.autograd.Function):
-    """Passes gradients on; raises if anyone differentiates through them."""
-
-    @staticmethod
-    def forward(count: int, *tensors: Tensor | None) -> tuple[Tensor, ...]:
-        return tuple(t.view_as(t) for t in tensors[:count])
-
-    @staticmethod
-    def setup_context(ctx, inputs, output) -> None:
-        pass
-
-    generate_vmap_rule = True
-
-    @staticmethod
-    def backward(ctx, *grads):
-        raise RuntimeError(
-            "fedkernels: the compiled kernels have no second derivative; "
-            'pass backend="reference" to differentiate twice'
-        )
-
-
 def _once(grads: tuple[Tensor | None, ...], *sources: Tensor | None) -> tuple[Tensor | None, ...]:
-    """``grads`` as they are, tied to ``sources`` so that a second derivative raises."""
-    present = [i for i, g in enumerate(grads) if g is not None]
-    given = [s for s in sources if s is not None]
-    tied = _NoSecondDerivative.apply(len(present), *(grads[i] for i in present), *given)
-    result = list(grads)
-    for i, value in zip(present, tied, strict=True):
-        result[i] = value
-    return tuple(result)
+    return once(
+        "fedkernels: the compiled kernels have no second derivative; "
+        'pass backend="reference" to differentiate twice',
+        grads,
+        *sources,
+    )
 
 
 def _cast(tensor: Tensor | None, dtype: torch.dtype) -> Tensor | None:
