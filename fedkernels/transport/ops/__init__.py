@@ -8,13 +8,15 @@ from __future__ import annotations
 
 from types import SimpleNamespace
 
-from fedkernels.transport.ops import points, sinkhorn
+from fedkernels.transport.ops import conditional, points, sinkhorn
 
 __all__ = ["primitives"]
 
 # Bound once: the chain torch.ops.a.b costs 0.3 us a call.
-_COMPILED = SimpleNamespace(**sinkhorn.bound(""), **points.bound(""))
-_TRITON = SimpleNamespace(**sinkhorn.bound("_triton"), **points.bound("_triton"))
+_COMPILED, _TRITON = (
+    SimpleNamespace(**sinkhorn.bound(suffix), **points.bound(suffix), **conditional.bound(suffix))
+    for suffix in ("", "_triton")
+)
 
 
 def primitives(backend: str) -> SimpleNamespace:
