@@ -2,10 +2,24 @@
 
 from __future__ import annotations
 
+from fedkernels.transport.reference.points import (
+    sinkhorn_points_apply,
+    sinkhorn_points_backward,
+    sinkhorn_points_forward,
+    sinkhorn_points_plan,
+)
 from fedkernels.transport.reference.sinkhorn import (
     sinkhorn_apply,
     sinkhorn_forward,
     sinkhorn_plan,
 )
 
-__all__ = ["sinkhorn_apply", "sinkhorn_forward", "sinkhorn_plan"]
+__all__ = [
+    "sinkhorn_apply",
+    "sinkhorn_forward",
+    "sinkhorn_plan",
+    "sinkhorn_points_apply",
+    "sinkhorn_points_backward",
+    "sinkhorn_points_forward",
+    "sinkhorn_points_plan",
+]

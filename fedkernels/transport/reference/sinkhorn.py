@@ -21,6 +21,8 @@ import math
 import torch
 from torch import Tensor
 
+from fedkernels.transport.reference import iterate
+from fedkernels.transport.reference.iterate import log2_sum_exp2, potential, target
 from fedkernels.transport.reference.problem import (
     INFEASIBLE,
     MAX_ITER,
@@ -35,58 +37,6 @@ from fedkernels.transport.reference.problem import (
 Solution = tuple[
     Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor
 ]
-
-# How often the CPU looks whether every problem is done; a GPU never looks, it would have to wait.
-_LOOK = 4
-
-
-def log2_sum_exp2(x: Tensor, dim: int) -> Tensor:
-    """log2 sum exp2(x) along ``dim``; -inf where every entry is -inf."""
-    largest = x.amax(dim, keepdim=True)
-    largest = largest.masked_fill(largest == -math.inf, 0.0)
-    return largest.squeeze(dim) + (x - largest).exp2().sum(dim).log2()
-
-
-def _potential(u: Tensor, log_a: Tensor, transform: Tensor, damping: Tensor, s: Tensor) -> Tensor:
-    """f = (u - log2 a) / s; at zero mass the (damped) c-transform -log2 sum exp2(K + v) / s."""
-    at_zero = -damping[:, None] * transform
-    return torch.where(log_a == -math.inf, at_zero, u - log_a) / s[:, None]
-
-
-def _target(mass: Tensor, f: Tensor, rho: float) -> Tensor:
-    """The marginal that f asks for: a, or a exp(-f / rho)."""
-    return mass if math.isinf(rho) else torch.where(mass > 0, mass * torch.exp(-f / rho), 0.0)
-
-
-def _marginal_error(u: Tensor, transform: Tensor, p: Problems, rho_a: float) -> Tensor:
-    """sum_i |r_i - target_i| with r_i = exp2(u_i + log2 sum_j exp2(K_ij + v_j))."""
-    f = _potential(u, p.log_a, transform, p.damping_a, p.scale)
-    return ((u + transform).exp2() - _target(p.a, f, rho_a)).abs().sum(1)
-
-
-def _iterate(
-    K: Tensor, v: Tensor, p: Problems, rho_a: float, max_iter: int, tol: float
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """u, v, the number of iterations and whether the test was passed."""
-    u = torch.full_like(p.log_a, -math.inf)
-    n_iter = torch.zeros_like(p.live, dtype=torch.int32)
-    active, passed = p.live, torch.zeros_like(p.live)
-    for k in range(max_iter + 1):
-        if K.device.type == "cpu" and k % _LOOK == 0 and not bool(active.any()):
-            break
-        transform = log2_sum_exp2(K + v[:, None, :], 2)
-        if k > 0 and tol > 0:
-            # The row pass of the next iteration measures the pair of this one.
-            reached = active & (_marginal_error(u, transform, p, rho_a) <= tol)
-            passed, active = passed | reached, active & ~reached
-        if k == max_iter:
-            break
-        u_next = p.log_a - p.damping_a[:, None] * transform
-        u = torch.where(active[:, None], u_next, u)
-        v_next = p.log_b - p.damping_b[:, None] * log2_sum_exp2(K + u[:, :, None], 1)
-        v = torch.where(active[:, None], v_next, v)
-        n_iter += active
-    return u, v, n_iter, passed
 
 
 def _side_value(mass: Tensor, f: Tensor, rho: float) -> Tensor:
@@ -104,6 +54,9 @@ def solve(
     rho_b: float,
     max_iter: int,
     tol: float,
+    *,
+    sor: bool = False,
+    symmetric: bool = False,
 ) -> Solution:
     """The eleven results of prepared problems; cost (B, n, m), 0 outside live ones."""
     s, dtype = p.scale, cost.dtype
@@ -115,9 +68,14 @@ def solve(
         f, g = torch.zeros_like(u), torch.zeros_like(v)
     else:
         v = torch.where(p.columns, v, -math.inf)
-        u, v, n_iter, passed = _iterate(K, v, p, rho_a, max_iter, tol)
-        f = _potential(u, p.log_a, log2_sum_exp2(K + v[:, None, :], 2), p.damping_a, s)
-        g = _potential(v, p.log_b, log2_sum_exp2(K + u[:, :, None], 1), p.damping_b, s)
+        if symmetric:
+            u, v, n_iter, passed = iterate.symmetric(K, v, p, rho_a, max_iter, tol)
+        elif sor:
+            u, v, n_iter, passed = iterate.relaxed(K, v, p, max_iter, tol)
+        else:
+            u, v, n_iter, passed = iterate.plain(K, v, p, rho_a, max_iter, tol)
+        f = potential(u, p.log_a, log2_sum_exp2(K + v[:, None, :], 2), p.damping_a, s)
+        g = potential(v, p.log_b, log2_sum_exp2(K + u[:, :, None], 1), p.damping_b, s)
     return _finish(cost, K, p, (f, g, u, v), n_iter, passed, rho_a, rho_b, dtype)
 
 
@@ -138,7 +96,7 @@ def _finish(
     plan = torch.where(p.valid & live[:, :, None], (K + u[:, :, None] + v[:, None, :]).exp2(), 0.0)
     r, c = plan.sum(2), plan.sum(1)
     f, g = (torch.where(live, side, 0.0) for side in (f, g))
-    error = (r - _target(p.a, f, rho_a)).abs().sum(1)
+    error = (r - target(p.a, f, rho_a)).abs().sum(1)
     linear = (plan.double() * cost.double()).sum((1, 2))
     value = _side_value(p.a, f, rho_a) + _side_value(p.b, g, rho_b)
     value = value - p.eps * (plan.double().sum((1, 2)) - p.total_a * p.total_b)
@@ -200,7 +158,7 @@ def sinkhorn_forward(
     finite = (cost.isfinite() | ~(rows[:, :, None] & columns[:, None, :])).flatten(1).all(1)
     p = prepare(a, b, eps, sizes, g0, (batch, n, m), (rho_a, rho_b), finite, cost.dtype)
     cost = torch.where(p.valid & p.live[:, None, None], cost, 0.0)
-    return solve(cost, p, g0, rho_a, rho_b, max_iter, tol)
+    return solve(cost, p, g0, rho_a, rho_b, max_iter, tol, sor=sor)
 
 
 @torch.no_grad()
