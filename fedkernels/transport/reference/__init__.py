@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from fedkernels.transport.reference.conditional import (
+    conditional_transport_backward,
+    conditional_transport_forward,
+)
 from fedkernels.transport.reference.points import (
     sinkhorn_points_apply,
     sinkhorn_points_backward,
@@ -15,6 +19,8 @@ from fedkernels.transport.reference.sinkhorn import (
 )
 
 __all__ = [
+    "conditional_transport_backward",
+    "conditional_transport_forward",
     "sinkhorn_apply",
     "sinkhorn_forward",
     "sinkhorn_plan",
