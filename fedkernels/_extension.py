@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 
-__all__ = ["is_built", "why_not_built"]
+__all__ = ["has_cuda", "is_built", "why_not_built"]
 
 _FOLDER = Path(__file__).resolve().parent
 
@@ -40,7 +40,15 @@ def _load() -> str | None:
     return None
 
 
+def _registers(op: str, device: str) -> bool:
+    try:
+        return torch._C._dispatch_has_kernel_for_dispatch_key(f"fedkernels::{op}", device)
+    except RuntimeError:  # nobody knows an op of that name
+        return False
+
+
 _WHY_NOT = _load()
+_HAS_CUDA = _WHY_NOT is None and _registers("sinkhorn_forward", "CUDA")
 
 
 def is_built() -> bool:
@@ -51,3 +59,8 @@ def is_built() -> bool:
 def why_not_built() -> str | None:
     """Why the compiled ops are missing, in one line; None when they are loaded."""
     return _WHY_NOT
+
+
+def has_cuda() -> bool:
+    """Whether the compiled ops hold CUDA kernels; asks the dispatcher, touches no device."""
+    return _HAS_CUDA

@@ -1,3 +1,15 @@
 """Optimal transport between small or large discrete measures, batched and differentiable."""
 
 from __future__ import annotations
+
+from fedkernels.transport.api import sinkhorn, sinkhorn_divergence, sinkhorn_points
+from fedkernels.transport.result import Divergence, SinkhornResult, TransportStatus
+
+__all__ = [
+    "Divergence",
+    "SinkhornResult",
+    "TransportStatus",
+    "sinkhorn",
+    "sinkhorn_divergence",
+    "sinkhorn_points",
+]
