@@ -1,8 +1,8 @@
 """Implicit gradients of losses on the plan, from a cost matrix.
 
 At the solution P_ij = exp2(K_ij + u_i + v_j), r = P 1 and c = P^T 1; with k = eps / rho each
-potential obeys (1 + k) log a_i - k u_i = log r_i (balanced: k = 0, r = a). For G = dL/dP the adjoint
-system is
+potential obeys (1 + k) log a_i - k u_i = log r_i (balanced: k = 0, r = a). For G = dL/dP the
+adjoint system is
 
     r (1 + k_a) alpha + P beta   = (G * P) 1
     P^T alpha + c (1 + k_b) beta = (G * P)^T 1
