@@ -8,13 +8,14 @@
 // al. 2021, arXiv 2012.12562).
 //
 // One observation an iteration, after iteration k = 1, 2, ...: the error of the pair (u, v), known in
-// the next row pass. omega changes after iterations 4, 8, 16 and every 16th, never because of a
-// neighbour. Safeguard: where the error has grown by 5 % since the last change, or its rate is not
-// below 1, the problem goes on without relaxation until the next change.
+// the row pass of iteration k + 1. That pass is relaxed with the omega from before; what it observed
+// holds from its column step on. omega changes after iterations 4, 8, 16 and every 16th, never because
+// of a neighbour. Safeguard: where the error has grown by 5 % since the last change, or its rate is
+// not below 1, the problem goes on without relaxation until the next change.
 //
-// Stop: an error below the tolerance ends a problem only after a plain iteration (its columns are
-// exact); after a relaxed one the next iteration is plain and the error is measured again. Iteration
-// max_iter is always plain.
+// Stop: an error below the tolerance ends a problem only if the last column step was plain (the
+// columns are exact); otherwise the next column step is plain and the error is measured again. The
+// column step of iteration max_iter is always plain.
 #pragma once
 
 #include <cmath>

@@ -1,0 +1,133 @@
+// What is done once per problem, in double: totals and validity before, value and error after.
+#pragma once
+
+#include <algorithm>
+#include <cmath>
+#include <cstdint>
+#include <limits>
+
+#include "transport/transport.h"
+
+namespace fedkernels {
+
+// Sets every result of the problem's own part to `fill` and the padding to 0.
+template <typename T>
+void settle(Problem<T>& problem, Status status, T value, T fill) {
+  *problem.value = *problem.linear = *problem.error = value;
+  *problem.n_iter = 0;
+  *problem.status = static_cast<uint8_t>(status);
+  for (T* rows : {problem.f, problem.u, problem.r}) {
+    std::fill(rows, rows + problem.n, fill);
+    std::fill(rows + problem.n, rows + problem.block_n, T{0});
+  }
+  for (T* columns : {problem.g, problem.v, problem.c}) {
+    std::fill(columns, columns + problem.m, fill);
+    std::fill(columns + problem.m, columns + problem.block_m, T{0});
+  }
+}
+
+template <typename T>
+void fail(Problem<T>& problem, Status status) {
+  const T nan = std::numeric_limits<T>::quiet_NaN();
+  settle(problem, status, nan, nan);
+}
+
+struct Total {
+  double sum;
+  bool finite, negative;
+};
+
+template <typename T>
+Total total_of(const T* mass, int64_t n) {
+  Total total{0.0, true, false};
+  for (int64_t i = 0; i < n; ++i) {
+    total.sum += mass[i];
+    total.finite &= std::isfinite(mass[i]);
+    total.negative |= mass[i] < 0;
+  }
+  return total;
+}
+
+// Totals, scale and validity. False: the results are settled, nothing is left to do.
+template <typename T>
+bool prepare(Problem<T>& problem, const Settings& settings) {
+  const int64_t n = problem.n, m = problem.m;
+  Total a{1.0, true, false}, b = a;
+  if (problem.a) a = total_of(problem.a, n);
+  if (problem.b) b = total_of(problem.b, m);
+  if (!problem.a && problem.b) a.sum = b.sum;
+  if (!problem.b && problem.a) b.sum = a.sum;
+  const bool start = !problem.g0 || total_of(problem.g0, m).finite;
+  const bool eps = std::isfinite(problem.eps) && problem.eps > 0;
+  const bool finite = a.finite && b.finite && start && eps;
+  if (!finite) return fail(problem, Status::non_finite), false;
+  if (a.negative || b.negative) return fail(problem, Status::infeasible), false;
+  if (n == 0 || m == 0) {
+    if (n == 0) a.sum = 0;
+    if (m == 0) b.sum = 0;
+    if (a.sum != 0 || b.sum != 0) return fail(problem, Status::infeasible), false;
+    return settle(problem, Status::empty, T{0}, T{0}), false;
+  }
+  problem.mass_a = a.sum;
+  problem.mass_b = b.sum;
+  problem.factor_b = 1.0;
+  if (settings.balanced()) {
+    const double allowed = sizeof(T) == 8 ? 1e-6 : 1e-4;
+    if (std::fabs(a.sum - b.sum) > allowed * std::max(a.sum, b.sum)) {
+      return fail(problem, Status::infeasible), false;
+    }
+    if (a.sum != b.sum) problem.factor_b = a.sum / b.sum;
+    problem.mass_b = a.sum;
+  }
+  if (a.sum == 0 || b.sum == 0) {
+    // Nothing to move. With a finite rho the other side's mass is destroyed: potentials stay 0.
+    if (settings.balanced() || a.sum == b.sum) {
+      return settle(problem, Status::converged, T{0}, T{0}), false;
+    }
+    return fail(problem, Status::infeasible), false;
+  }
+  problem.scale = static_cast<T>(1.4426950408889634074 / problem.eps);
+  return true;
+}
+
+// -rho (e^(-f / rho) - 1), or f where rho is infinite: what a unit of mass adds to the dual value.
+inline double dual_term(double f, double rho) {
+  return rho == HUGE_VAL ? f : -rho * std::expm1(-f / rho);
+}
+
+// Value, error and status from f, g and r, which the kernel has written, and from the plan's sums.
+template <typename T>
+void conclude(Problem<T>& problem, const Settings& settings, int64_t n_iter, bool converged,
+              double plan_sum, double linear) {
+  double value = 0, error = 0;
+  for (int64_t i = 0; i < problem.n; ++i) {
+    const double mass = problem.mass_of_row(i), f = problem.f[i];
+    if (mass == 0) continue;  // its row of the plan is 0
+    value += mass * dual_term(f, settings.rho_a);
+    const double wanted =
+        settings.rho_a == HUGE_VAL ? mass : mass * std::exp(-f / settings.rho_a);
+    error += std::fabs(problem.r[i] - wanted);
+  }
+  for (int64_t j = 0; j < problem.m; ++j) {
+    const double mass = problem.mass_of_column(j);
+    if (mass != 0) value += mass * dual_term(problem.g[j], settings.rho_b);
+  }
+  value -= problem.eps * (plan_sum - problem.mass_a * problem.mass_b);
+  if (!std::isfinite(value) || !std::isfinite(linear) || !std::isfinite(error)) {
+    return fail(problem, Status::non_finite);
+  }
+  *problem.value = static_cast<T>(value);
+  *problem.linear = static_cast<T>(linear);
+  *problem.error = static_cast<T>(error);
+  *problem.n_iter = static_cast<int32_t>(n_iter);
+  converged = converged || (settings.tol > 0 && error <= settings.tol);
+  *problem.status = static_cast<uint8_t>(converged ? Status::converged : Status::max_iter);
+  for (T* rows : {problem.f, problem.u, problem.r}) {
+    std::fill(rows + problem.n, rows + problem.block_n, T{0});
+  }
+  for (T* columns : {problem.g, problem.v, problem.c}) {
+    std::fill(columns + problem.m, columns + problem.block_m, T{0});
+  }
+}
+
+}  // namespace fedkernels
