@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from fedkernels._backend import BackendUnavailable
+from fedkernels.transport import sinkhorn, sinkhorn_divergence, sinkhorn_points
 from fedkernels.triple_lora import (
     TripleLoraLinear,
     fold_middle,
@@ -18,6 +19,9 @@ __all__ = [
     "TripleLoraLinear",
     "fold_middle",
     "select_middle",
+    "sinkhorn",
+    "sinkhorn_divergence",
+    "sinkhorn_points",
     "triple_lora_delta",
     "triple_lora_linear",
 ]

@@ -17,13 +17,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
 from fedkernels._second_derivative import once, refuse_compiled_transforms
-from fedkernels.transport import mass
+from fedkernels.transport import implicit, mass
 from fedkernels.transport.problem import Problem, Settings, State
 
 __all__ = ["attach", "solve"]
@@ -149,7 +149,7 @@ def _value_gradients(
 ) -> list[Tensor | None]:
     _, left, right, a, b, eps = wanted
     entropy = settings.entropy
-    bad = (t.status == _NON_FINITE) | (t.status == _INFEASIBLE)
+    bad = _bad(t)
     scale = torch.where(bad, 0.0, grad)
     found: list[Tensor | None] = [None] * 6
     if settings.metric is None:
@@ -173,6 +173,11 @@ def _value_gradients(
     return found
 
 
+def _bad(t: _Saved) -> Tensor:
+    """The problems without a solution: their gradients are 0."""
+    return (t.status == _NON_FINITE) | (t.status == _INFEASIBLE)
+
+
 def _gradients(
     kind: str, settings: Settings, wanted: tuple[bool, ...], grad: Tensor, t: _Saved
 ) -> tuple[Tensor | None, ...]:
@@ -182,12 +187,41 @@ def _gradients(
         elif not settings.implicit:
             found = _held(kind, settings, wanted, grad, t)
         else:
-            raise NotImplementedError
+            found = _implicit(kind, settings, wanted, grad, t)
         inputs = (t.extra, t.left, t.right, t.a, t.b, t.eps)
         return tuple(
             _to_shape(g, like) if need and g is not None and like is not None else None
             for g, need, like in zip(found, wanted, inputs, strict=True)
         )
+
+
+def _implicit(
+    kind: str, settings: Settings, wanted: tuple[bool, ...], grad: Tensor, t: _Saved
+) -> list[Tensor | None]:
+    """Through the optimality conditions; see implicit.py."""
+    ok = ~_bad(t)
+    u = implicit.lift(t.u, t.f, t.eps, t.sizes, 0)
+    v = implicit.lift(t.v, t.g, t.eps, t.sizes, 1)
+    lifted = plan(settings, replace(t, u=u.lifted, v=v.lifted), None)
+    problem = (u, v, t.f, t.g, t.eps, *settings.rho, ok)
+    if kind == "linear":
+        found = implicit.linear_gradients(lifted, grad, t.left, *problem)
+    else:
+        G = grad if t.extra is None else grad @ t.extra.mT
+        # The upstream gradient of a cell that holds nothing, the padding's too, may be anything.
+        G = torch.where(lifted != 0, G, 0.0)
+        found = implicit.plan_gradients(lifted, G, t.left, *problem)
+    both = _sides(settings, t, t)
+    rows = mass.finish([found.a, found.b], both, settings.balanced)
+    rows = [
+        side.masked(torch.where(ok[:, None], row, 0.0))
+        for side, row in zip(both, rows, strict=True)
+    ]
+    dV = None
+    if kind == "apply" and wanted[0]:
+        dV = apply_plan(settings, t, torch.where(ok[:, None, None], grad, 0.0), transpose=True)
+        dV = torch.where(ok[:, None, None], dV, 0.0)
+    return [dV, found.cost, None, *rows, torch.where(ok, found.eps, 0.0)]
 
 
 def _held(

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from fedkernels.transport.problem import total, valid
 
-__all__ = ["Side", "entropy_term", "eps_gradient", "mass_gradients", "sides"]
+__all__ = ["Side", "entropy_term", "eps_gradient", "finish", "mass_gradients", "sides"]
 
 # Below this mass r/a is a quotient of rounded denormals; it is 1 wherever the side is met.
 _SMALLEST = 1e-30
@@ -96,11 +96,16 @@ def mass_gradients(
         else:
             gradient = eps * other.total - (penalty + eps) * torch.expm1(-f / penalty) - eps
         found.append(gradient)
+    return finish(found, both, balanced)
+
+
+def finish(rows: list[Tensor], both: tuple[Side, Side], balanced: bool) -> list[Tensor]:
+    """Gradients of two independent sides, projected, or with an absent side's share handed on."""
     if balanced:
-        return [g - side.mean(g) for g, side in zip(found, both, strict=True)]
+        return [g - side.mean(g) for g, side in zip(rows, both, strict=True)]
     # An absent side holds the other's total: its gradient reaches every entry of the other.
-    means = [side.mean(g) if side.absent else None for g, side in zip(found, both, strict=True)]
-    return [g if mean is None else g + mean for g, mean in zip(found, reversed(means), strict=True)]
+    means = [side.mean(g) if side.absent else None for g, side in zip(rows, both, strict=True)]
+    return [g if mean is None else g + mean for g, mean in zip(rows, reversed(means), strict=True)]
 
 
 def eps_gradient(
