@@ -1,4 +1,4 @@
-"""Envelope gradients of the value against finite differences of the primal optimum, and autograd."""
+"""Envelope gradients of the value against differences of the primal optimum, and autograd."""
 
 from __future__ import annotations
 
@@ -115,7 +115,7 @@ def test_gradients_follow_scale_and_sign():
 
 
 def test_the_entropy_convention():
-    """With eps sum P log P the value is eps (<a, log a> + <b, log b> + m - m^2) more; m = 1 here."""
+    """With eps sum P log P the value is eps (<a, log a> + <b, log b> + m - m^2) more; m = 1."""
     cost, a, b, eps = problem((INF, INF))
     optimum = primal_optimum(cost, a, b, eps, (INF, INF))
     logs = (a * a.log()).sum(1) + (b * b.log()).sum(1)
