@@ -20,7 +20,9 @@ struct Place {
 };
 
 // TF32: A in 4 registers, B in 2, D in 4 floats.
-FK_HOST_DEVICE Place tf32_a(int lane, int i) { return {lane / 4 + i % 2 * 8, lane % 4 + i / 2 * 4}; }
+FK_HOST_DEVICE Place tf32_a(int lane, int i) {
+  return {lane / 4 + i % 2 * 8, lane % 4 + i / 2 * 4};
+}
 FK_HOST_DEVICE Place tf32_b(int lane, int i) { return {lane % 4 + i * 4, lane / 4}; }
 FK_HOST_DEVICE Place mma_d(int lane, int i) { return {lane / 4 + i / 2 * 8, lane % 4 * 2 + i % 2}; }
 
@@ -29,7 +31,9 @@ FK_HOST_DEVICE Place mma_d(int lane, int i) { return {lane / 4 + i / 2 * 8, lane
 FK_HOST_DEVICE Place bf16_a(int lane, int i) {
   return {lane / 4 + i / 2 % 2 * 8, lane % 4 * 2 + i % 2 + i / 4 * 8};
 }
-FK_HOST_DEVICE Place bf16_b(int lane, int i) { return {lane % 4 * 2 + i % 2 + i / 2 * 8, lane / 4}; }
+FK_HOST_DEVICE Place bf16_b(int lane, int i) {
+  return {lane % 4 * 2 + i % 2 + i / 2 * 8, lane / 4};
+}
 
 #if defined(__CUDACC__)
 
@@ -117,15 +121,19 @@ __device__ __forceinline__ void split_tf32(float x, uint32_t& big, uint32_t& sma
   small = to_tf32(x - rounded);
 }
 
-// D += A B in 3xTF32: float32 to the last bit or two, where one TF32 product keeps 10 bits. The
-// small products come first; small times small is below the last bit.
+// D += A B in 3xTF32: float32 to the last bits, where one TF32 product keeps 10. The small products
+// come first; small times small is below the last bit. Tensor cores round sums towards zero: a sum
+// that stays there over a long K drifts, so each call starts at 0 and is added to D outside.
 __device__ __forceinline__ void mma_3xtf32(float (&d)[4], const uint32_t (&a_big)[4],
                                            const uint32_t (&a_small)[4],
                                            const uint32_t (&b_big)[2],
                                            const uint32_t (&b_small)[2]) {
-  mma_tf32(d, a_small, b_big);
-  mma_tf32(d, a_big, b_small);
-  mma_tf32(d, a_big, b_big);
+  float part[4] = {0.0f, 0.0f, 0.0f, 0.0f};
+  mma_tf32(part, a_small, b_big);
+  mma_tf32(part, a_big, b_small);
+  mma_tf32(part, a_big, b_big);
+#pragma unroll
+  for (int i = 0; i < 4; ++i) d[i] += part[i];
 }
 
 }  // namespace fedkernels

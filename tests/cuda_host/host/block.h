@@ -6,8 +6,6 @@
 #include <algorithm>
 #include <cstdint>
 #include <exception>
-#include <functional>
-#include <random>
 #include <string>
 #include <vector>
 
@@ -50,12 +48,36 @@ struct Thread {
   int source;                               // the lane that a shuffle reads
 };
 
+// xorshift32, and the shuffle that it drives.
+class Random {
+ public:
+  void seed(unsigned value) { state_ = value == 0 ? 1 : value; }
+
+  void shuffle(int* values, int count) {
+    for (int i = count - 1; i > 0; --i) {
+      state_ ^= state_ << 13;
+      state_ ^= state_ >> 17;
+      state_ ^= state_ << 5;
+      std::swap(values[i], values[state_ % static_cast<unsigned>(i + 1)]);
+    }
+  }
+
+ private:
+  unsigned state_ = 1;
+};
+
+// What a thread runs: a function without captures, and what it needs.
+struct Body {
+  void (*run)(const void*);
+  const void* with;
+};
+
 class Block {
  public:
   // Runs `body` once per thread.
-  void run(dim3 size, const std::function<void()>& body) {
+  void run(dim3 size, Body body) {
     count_ = static_cast<int>(size.x * size.y * size.z);
-    body_ = &body;
+    body_ = body;
     failure_ = nullptr;
     if (static_cast<int>(threads_.size()) < count_) threads_.resize(count_);
     for (int i = 0; i < count_; ++i) {
@@ -69,7 +91,7 @@ class Block {
     for (std::size_t w = 0; w < warps.size(); ++w) warps[w] = static_cast<int>(w);
     if (order == Order::descending) std::reverse(warps.begin(), warps.end());
     for (;;) {
-      if (order == Order::shuffled) std::shuffle(warps.begin(), warps.end(), random_);
+      if (order == Order::shuffled) random_.shuffle(warps.data(), static_cast<int>(warps.size()));
       bool moved = false;
       for (const int warp : warps) {
         bool again = step(warp);
@@ -122,7 +144,7 @@ class Block {
     const int first = warp * 32, lanes = std::min(32, count_ - first);
     int at[32];
     for (int i = 0; i < lanes; ++i) at[i] = order == Order::descending ? lanes - 1 - i : i;
-    if (order == Order::shuffled) std::shuffle(at, at + lanes, random_);
+    if (order == Order::shuffled) random_.shuffle(at, lanes);
     bool moved = false;
     for (int i = 0; i < lanes; ++i) {
       Thread& thread = threads_[first + at[i]];
@@ -183,8 +205,9 @@ class Block {
   }
 
   int waiting() const {
-    return static_cast<int>(std::count_if(threads_.begin(), threads_.begin() + count_,
-                                          [](const Thread& t) { return t.state != State::exited; }));
+    int count = 0;
+    for (int i = 0; i < count_; ++i) count += threads_[i].state != State::exited;
+    return count;
   }
 
   // "threads 0-47 at __syncthreads (k.cu:28), threads 48-63 have returned"
@@ -213,9 +236,9 @@ class Block {
   int count_ = 0;
   int barrier_count_ = 0;
   Thread* current_ = nullptr;
-  const std::function<void()>* body_ = nullptr;
+  Body body_{};
   std::exception_ptr failure_;
-  std::mt19937 random_{1};
+  Random random_;
 };
 
 inline Block block;
@@ -225,7 +248,7 @@ inline void Block::entry() {
   Thread& thread = block.current();
   thread.fiber.arrived();
   try {
-    (*block.body_)();
+    block.body_.run(block.body_.with);
   } catch (...) {
     block.failure_ = std::current_exception();
   }

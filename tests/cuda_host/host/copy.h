@@ -1,10 +1,9 @@
-// cp.async: the bytes arrive when the thread waits for their group, no sooner. Until then the target
-// holds 0xff, so that a reader who does not wait, or who still needs what was there, sees it.
+// cp.async: the bytes arrive when the thread waits for their group, no sooner. Until then the
+// target holds 0xff: a reader who does not wait, or who still needs what was there, sees it.
 #pragma once
 
 #include <cstdint>
 #include <cstring>
-#include <deque>
 #include <string>
 #include <vector>
 
@@ -19,7 +18,7 @@ struct Copy {
 };
 
 // Per thread: the groups that are closed, oldest first, and the open one at the back.
-inline std::vector<std::deque<std::vector<Copy>>> copies;
+inline std::vector<std::vector<std::vector<Copy>>> copies;
 
 inline void forget_copies(int threads) {
   if (static_cast<int>(copies.size()) < threads) copies.resize(threads);
@@ -52,7 +51,7 @@ void cp_wait() {
         std::memcpy(copy.to, copy.from, copy.bytes);
       }
     }
-    groups.pop_front();
+    groups.erase(groups.begin());
   }
 }
 

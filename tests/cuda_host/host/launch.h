@@ -2,7 +2,6 @@
 // block never finish here, as they may not on a GPU.
 #pragma once
 
-#include <functional>
 #include <string>
 
 #include "block.h"
@@ -28,8 +27,7 @@ inline void check_launch(dim3 grid, dim3 block) {
   }
 }
 
-inline void launch(dim3 grid, dim3 size, std::size_t shared_bytes,
-                   const std::function<void()>& body) {
+inline void launch(dim3 grid, dim3 size, std::size_t shared_bytes, Body body) {
   check_launch(grid, size);
   shared.start_launch(shared_bytes);
   gridDim = grid;
@@ -73,7 +71,9 @@ template <typename... Parameters, typename... Arguments>
 void launch(const char* name, void (*kernel)(Parameters...), dim3 grid, dim3 block,
             std::size_t shared_bytes, cudaStream_t, Arguments... arguments) {
   try {
-    cuda_host::launch(grid, block, shared_bytes, [&] { kernel(arguments...); });
+    const auto body = [&] { kernel(arguments...); };
+    cuda_host::launch(grid, block, shared_bytes,
+                      {[](const void* f) { (*static_cast<decltype(&body)>(f))(); }, &body});
   } catch (const cuda_host::Error& error) {
     throw cuda_host::Error(std::string(name) + ": " + error.what());
   }

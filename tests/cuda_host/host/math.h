@@ -1,11 +1,12 @@
-// Mathematical functions of device code, by the host's library. With CUDA_HOST_COARSE every function
-// that CUDA does not round correctly is off by the largest error that its programming guide states,
-// up or down as the argument's bits fall: a kernel that is within budget then is not so by luck.
+// Mathematical functions of device code, by the host's library. With CUDA_HOST_COARSE every
+// function that CUDA does not round correctly is off by the largest error that its programming
+// guide states, up or down as the argument's bits fall: a kernel that is within budget then is not
+// so by luck.
 #pragma once
 
 #include <math.h>
 
-#include <algorithm>
+#include <algorithm>  // min, max
 #include <bit>
 #include <cmath>
 #include <cstdint>

@@ -1,6 +1,5 @@
-// mma.sync on fragments: products exact, sums in float32 in the order of k.
-//
-// With CUDA_HOST_COARSE sums are rounded towards zero once per instruction, as tensor cores do.
+// mma.sync on fragments: products exact, their sum rounded once per instruction; with
+// CUDA_HOST_COARSE towards zero, as tensor cores do.
 #pragma once
 
 #include <bit>
@@ -58,12 +57,12 @@ void complete_mma(Thread* warp, unsigned) {
     std::memcpy(d, warp[lane].received, sizeof(d));
     for (int i = 0; i < 4; ++i) {
       const auto at = place_d(lane, i);
-#if defined(CUDA_HOST_COARSE)
       double sum = d[i];
       for (int j = 0; j < k; ++j) sum += static_cast<double>(a[at.row][j]) * b[j][at.column];
+#if defined(CUDA_HOST_COARSE)
       d[i] = towards_zero(sum);
 #else
-      for (int j = 0; j < k; ++j) d[i] = std::fma(a[at.row][j], b[j][at.column], d[i]);
+      d[i] = static_cast<float>(sum);
 #endif
     }
     std::memcpy(warp[lane].received, d, sizeof(d));

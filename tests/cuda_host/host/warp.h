@@ -11,7 +11,7 @@ namespace cuda_host {
 
 constexpr unsigned every_lane = 0xffffffffu;
 
-// Every lane of the mask receives what its source gave; a source outside the mask has given nothing.
+// Every lane of the mask receives what its source gave; one outside the mask has given nothing.
 inline void complete_shuffle(Thread* warp, unsigned mask) {
   for (int lane = 0; lane < 32; ++lane) {
     if (!(mask >> lane & 1)) continue;

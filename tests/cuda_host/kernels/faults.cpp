@@ -51,7 +51,8 @@ FK_ENTRY(copy_tile)(const float* x, float* y, int64_t offset, int64_t wait) {
 }
 
 FK_ENTRY(past_static)(float* y, int64_t past) {
-  return guarded([&] { FK_LAUNCH(past_static_shared, 1, 32, 0, nullptr, y, static_cast<int>(past)); });
+  return guarded(
+      [&] { FK_LAUNCH(past_static_shared, 1, 32, 0, nullptr, y, static_cast<int>(past)); });
 }
 
 FK_ENTRY(past_dynamic)(float* y, int64_t past) {
