@@ -24,7 +24,10 @@ from torch import Tensor
 
 from fedkernels._second_derivative import once, refuse_compiled_transforms
 from fedkernels.transport import implicit, mass
+from fedkernels.transport.cost_gradient import points_gradient
+from fedkernels.transport.implicit_points import linear_adjoint
 from fedkernels.transport.problem import Problem, Settings, State
+from fedkernels.transport.reference.points import pairwise_cost
 
 __all__ = ["attach", "solve"]
 
@@ -198,30 +201,64 @@ def _gradients(
 def _implicit(
     kind: str, settings: Settings, wanted: tuple[bool, ...], grad: Tensor, t: _Saved
 ) -> list[Tensor | None]:
-    """Through the optimality conditions; see implicit.py."""
+    """Through the optimality conditions; see implicit.py and implicit_points.py."""
     ok = ~_bad(t)
     u = implicit.lift(t.u, t.f, t.eps, t.sizes, 0)
     v = implicit.lift(t.v, t.g, t.eps, t.sizes, 1)
-    lifted = plan(settings, replace(t, u=u.lifted, v=v.lifted), None)
-    problem = (u, v, t.f, t.g, t.eps, *settings.rho, ok)
-    if kind == "linear":
-        found = implicit.linear_gradients(lifted, grad, t.left, *problem)
+    solution = (u, v, t.f, t.g)
+    metric = settings.metric
+    if kind == "linear" and t.right is not None and metric is not None:
+        left, right, da, db, deps = _linear_of_points(
+            settings, grad, t, t.right, metric, solution, ok
+        )
     else:
-        G = grad if t.extra is None else grad @ t.extra.mT
-        # The upstream gradient of a cell that holds nothing, the padding's too, may be anything.
-        G = torch.where(lifted != 0, G, 0.0)
-        found = implicit.plan_gradients(lifted, G, t.left, *problem)
+        cost = t.left
+        if t.right is not None and metric is not None:
+            cost = pairwise_cost(t.left, t.right, metric, t.sizes)
+        lifted = plan(settings, replace(t, u=u.lifted, v=v.lifted), None)
+        problem = (cost, *solution, t.eps, *settings.rho, ok)
+        if kind == "linear":
+            found = implicit.linear_gradients(lifted, grad, *problem)
+        else:
+            G = grad if t.extra is None else grad @ t.extra.mT
+            # The upstream gradient of a cell that holds nothing, the padding's too, may be anything
+            G = torch.where(lifted != 0, G, 0.0)
+            found = implicit.plan_gradients(lifted, G, *problem)
+        left, right, da, db, deps = found.cost, None, found.a, found.b, found.eps
+        if t.right is not None and metric is not None:
+            left, right = points_gradient(found.cost, t.left, t.right, metric)
     both = _sides(settings, t, t)
-    rows = mass.finish([found.a, found.b], both, settings.balanced)
+    rows = mass.finish([da, db], both, settings.balanced)
     rows = [
         side.masked(torch.where(ok[:, None], row, 0.0))
         for side, row in zip(both, rows, strict=True)
     ]
     dV = None
     if kind == "apply" and wanted[0]:
-        dV = apply_plan(settings, t, torch.where(ok[:, None, None], grad, 0.0), transpose=True)
-        dV = torch.where(ok[:, None, None], dV, 0.0)
-    return [dV, found.cost, None, *rows, torch.where(ok, found.eps, 0.0)]
+        dV = torch.where(ok[:, None, None], apply_plan(settings, t, grad.contiguous(), True), 0.0)
+    return [dV, left, right, *rows, torch.where(ok, deps, 0.0)]
+
+
+def _linear_of_points(
+    settings: Settings,
+    grad: Tensor,
+    t: _Saved,
+    y: Tensor,
+    metric: int,
+    solution: tuple[implicit.Lifted, implicit.Lifted, Tensor, Tensor],
+    ok: Tensor,
+) -> tuple[Tensor, ...]:
+    u, v, f, g = solution
+    found = linear_adjoint(
+        settings.op, t.left, y, t.eps, t.sizes, metric, u, v, f, g, *settings.rho, ok
+    )
+    weight = torch.where(ok, grad, 0.0)
+    column = weight[:, None]
+    dx, dy = settings.op.sinkhorn_points_backward(
+        t.left, y, t.eps, t.sizes, metric, u.kept, v.kept, weight, weight * found.w1,
+        column * found.alpha, column * found.beta,
+    )  # fmt: skip
+    return dx, dy, column * found.a, column * found.b, weight * found.eps
 
 
 def _held(
