@@ -285,7 +285,7 @@ def sinkhorn_divergence(
             sor=relaxed and columns == (0, 1),
             symmetric=columns != (0, 1),
         )
-        values.append(autograd.attach("value", state.value, part, state, settings))
+        values.append(autograd.costs(part, state, settings)[0])
         statuses.append(state.status)
     value = values[0] - 0.5 * (values[1] + values[2])
     if first is not None and second is not None and not math.isinf(pair[0]):

@@ -1,7 +1,7 @@
 """Gradients of what a Sinkhorn call returns, the same for every backend.
 
-The primitive runs once, on detached tensors; each result that has a gradient is then attached to
-the inputs by a Function of its own, so that `value` and `linear_cost` can follow different rules:
+The primitive runs once, on detached tensors; what has a gradient is then attached to the inputs by
+a Function, each result by its own rule:
 
     value         the envelope theorem: the potentials are held fixed
     linear_cost,  grad="implicit": the optimality conditions are differentiated (implicit.py);
@@ -18,6 +18,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -26,10 +27,11 @@ from fedkernels._second_derivative import once, refuse_compiled_transforms
 from fedkernels.transport import implicit, mass
 from fedkernels.transport.cost_gradient import points_gradient
 from fedkernels.transport.implicit_points import linear_adjoint
+from fedkernels.transport.ops.held import held_gradient
 from fedkernels.transport.problem import Problem, Settings, State
 from fedkernels.transport.reference.points import pairwise_cost
 
-__all__ = ["attach", "solve"]
+__all__ = ["apply_plan", "costs", "plan", "solve"]
 
 _NO_SECOND = "fedkernels.transport: Sinkhorn's gradients cannot be differentiated again"
 _HELD = (
@@ -43,7 +45,7 @@ _NON_FINITE, _INFEASIBLE = 2, 3
 class _Saved:
     """The tensors of a Function, in the order in which it takes them."""
 
-    extra: Tensor | None  # value or linear as it was computed; V of `apply`
+    V: Tensor | None
     left: Tensor
     right: Tensor | None
     a: Tensor | None
@@ -56,6 +58,7 @@ class _Saved:
     v: Tensor
     r: Tensor
     c: Tensor
+    value: Tensor
     linear: Tensor
     status: Tensor
 
@@ -86,13 +89,27 @@ def solve(problem: Problem, settings: Settings, **options) -> State:
         return state
 
 
-def attach(
-    kind: str, extra: Tensor | None, problem: Problem, state: State, settings: Settings
-) -> Tensor:
-    """A result with its gradient; kind is "value", "linear", "plan" or "apply"."""
-    p, s = problem, state
+def costs(problem: Problem, state: State, settings: Settings) -> tuple[Tensor, Tensor]:
+    """value and linear_cost, (B,) each."""
+    return _attach("costs", None, problem, state, settings)
+
+
+def plan(problem: Problem, state: State, settings: Settings) -> Tensor:
+    """P (B, n, m)."""
+    return _attach("plan", None, problem, state, settings)
+
+
+def apply_plan(V: Tensor, problem: Problem, state: State, settings: Settings) -> Tensor:
+    """P V for V (B, m, d)."""
+    return _attach("apply", V, problem, state, settings)
+
+
+def _attach(kind: str, V: Tensor | None, p: Problem, s: State, settings: Settings) -> Any:
+    # Dynamo refuses the same tensor in two places.
+    right = None if p.right is None else p.right.view_as(p.right)
+    b = None if p.b is None else p.b.view_as(p.b)
     tensors = (
-        extra, p.left, p.right, p.a, p.b, p.eps, p.sizes, s.f, s.g, s.u, s.v, s.r, s.c, s.linear,
+        V, p.left, right, p.a, b, p.eps, p.sizes, s.f, s.g, s.u, s.v, s.r, s.c, s.value, s.linear,
         s.status,
     )  # fmt: skip
     if torch._C._are_functorch_transforms_active():
@@ -100,18 +117,20 @@ def attach(
         return _AttachFunctional.apply(kind, settings, *tensors)
     if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors[:6]):
         return _Attach.apply(kind, settings, *tensors)
+    if kind == "costs":
+        return s.value, s.linear
     with torch.no_grad():
         return _result(kind, settings, _Saved(*tensors))
 
 
-def _result(kind: str, settings: Settings, t: _Saved) -> Tensor:
+def _result(kind: str, settings: Settings, t: _Saved) -> Any:
+    if kind == "costs":
+        return t.value.clone(), t.linear.clone()
     with _without_autocast(t.left):
-        if t.extra is None:
-            return plan(settings, t, None)
-        return apply_plan(settings, t, t.extra) if kind == "apply" else t.extra.clone()
+        return _plan(settings, t, None) if t.V is None else _product(settings, t, t.V)
 
 
-def plan(settings: Settings, t: _Saved, scale: Tensor | None) -> Tensor:
+def _plan(settings: Settings, t: _Saved, scale: Tensor | None) -> Tensor:
     """scale_b P of each problem (B, n, m), 0 where scale_b is 0."""
     if settings.metric is None:
         return settings.op.sinkhorn_plan(t.left, t.eps, t.sizes, t.u, t.v, scale)
@@ -120,7 +139,7 @@ def plan(settings: Settings, t: _Saved, scale: Tensor | None) -> Tensor:
     )
 
 
-def apply_plan(settings: Settings, t: _Saved, V: Tensor, transpose: bool = False) -> Tensor:
+def _product(settings: Settings, t: _Saved, V: Tensor, transpose: bool = False) -> Tensor:
     """P V, or P^T V."""
     if settings.metric is None:
         return settings.op.sinkhorn_apply(t.left, t.eps, t.sizes, t.u, t.v, V, transpose)
@@ -143,7 +162,7 @@ def _sides(
     return mass.sides(p.a, p.b, p.sizes, shape, p.left.device, settings.balanced)
 
 
-# Gradients: each returns those of (extra, left, right, a, b, eps), before they are summed over a
+# Gradients: each returns those of (V, left, right, a, b, eps), before they are summed over a
 # shared leading dimension. `wanted` says which are read.
 
 
@@ -156,7 +175,7 @@ def _value_gradients(
     scale = torch.where(bad, 0.0, grad)
     found: list[Tensor | None] = [None] * 6
     if settings.metric is None:
-        found[1] = plan(settings, t, scale) if left else None
+        found[1] = _plan(settings, t, scale) if left else None
     elif left or right:
         found[1:3] = settings.op.sinkhorn_points_backward(
             t.left, t.right, t.eps, t.sizes, settings.metric, t.u, t.v, scale,
@@ -182,20 +201,47 @@ def _bad(t: _Saved) -> Tensor:
 
 
 def _gradients(
-    kind: str, settings: Settings, wanted: tuple[bool, ...], grad: Tensor, t: _Saved
-) -> tuple[Tensor | None, ...]:
-    with torch.no_grad(), _without_autocast(t.left):
-        if kind == "value":
-            found = _value_gradients(settings, (False, *wanted[1:]), grad, t)
-        elif not settings.implicit:
-            found = _held(kind, settings, wanted, grad, t)
-        else:
-            found = _implicit(kind, settings, wanted, grad, t)
-        inputs = (t.extra, t.left, t.right, t.a, t.b, t.eps)
-        return tuple(
-            _to_shape(g, like) if need and g is not None and like is not None else None
-            for g, need, like in zip(found, wanted, inputs, strict=True)
-        )
+    kind: str,
+    settings: Settings,
+    wanted: tuple[bool, ...],
+    grads: tuple[Tensor | None, ...],
+    t: _Saved,
+    traced: bool,
+) -> list[Tensor | None]:
+    """Of (V, left, right, a, b, eps), in their shapes and dtypes."""
+    if kind == "costs":
+        value, linear = grads
+        if linear is not None and not settings.implicit:
+            refused = _refuse("linear_cost", linear, traced)
+            value = refused if value is None else value + refused
+        found: list[Tensor | None] = [None] * 6
+        if value is not None:
+            found = _value_gradients(settings, wanted, value, t)
+        if linear is not None and settings.implicit:
+            found = _sum(found, _implicit("linear", settings, wanted, linear, t))
+    else:
+        (grad,) = grads
+        assert grad is not None
+        rule = _implicit if settings.implicit else _held
+        found = rule(kind, settings, wanted, grad, t, *([] if settings.implicit else [traced]))
+    inputs = (t.V, t.left, t.right, t.a, t.b, t.eps)
+    return [
+        _to_shape(g, like) if need and g is not None and like is not None else None
+        for g, need, like in zip(found, wanted, inputs, strict=True)
+    ]
+
+
+def _sum(first: list[Tensor | None], second: list[Tensor | None]) -> list[Tensor | None]:
+    return [
+        b if a is None else a if b is None else a + b for a, b in zip(first, second, strict=True)
+    ]
+
+
+def _refuse(what: str, grad: Tensor, traced: bool) -> Tensor:
+    """Raises, where Python sees that somebody asked; else a (B,) that does when it is computed."""
+    if traced:
+        return held_gradient(grad, _HELD.format(what))
+    raise RuntimeError(_HELD.format(what))
 
 
 def _implicit(
@@ -215,12 +261,12 @@ def _implicit(
         cost = t.left
         if t.right is not None and metric is not None:
             cost = pairwise_cost(t.left, t.right, metric, t.sizes)
-        lifted = plan(settings, replace(t, u=u.lifted, v=v.lifted), None)
+        lifted = _plan(settings, replace(t, u=u.lifted, v=v.lifted), None)
         problem = (cost, *solution, t.eps, *settings.rho, ok)
         if kind == "linear":
             found = implicit.linear_gradients(lifted, grad, *problem)
         else:
-            G = grad if t.extra is None else grad @ t.extra.mT
+            G = grad if t.V is None else grad @ t.V.mT
             # The upstream gradient of a cell that holds nothing, the padding's too, may be anything
             G = torch.where(lifted != 0, G, 0.0)
             found = implicit.plan_gradients(lifted, G, *problem)
@@ -235,7 +281,7 @@ def _implicit(
     ]
     dV = None
     if kind == "apply" and wanted[0]:
-        dV = torch.where(ok[:, None, None], apply_plan(settings, t, grad.contiguous(), True), 0.0)
+        dV = torch.where(ok[:, None, None], _product(settings, t, grad.contiguous(), True), 0.0)
     return [dV, left, right, *rows, torch.where(ok, deps, 0.0)]
 
 
@@ -262,12 +308,19 @@ def _linear_of_points(
 
 
 def _held(
-    kind: str, settings: Settings, wanted: tuple[bool, ...], grad: Tensor, t: _Saved
+    kind: str, settings: Settings, wanted: tuple[bool, ...], grad: Tensor, t: _Saved, traced: bool
 ) -> list[Tensor | None]:
     """The gradient to V alone is right with the plan held fixed."""
-    if kind != "apply" or any(wanted[1:]):
-        raise RuntimeError(_HELD.format("linear_cost" if kind == "linear" else "the plan"))
-    return [apply_plan(settings, t, grad.contiguous(), transpose=True), *[None] * 5]
+    found: list[Tensor | None] = [None] * 6
+    if any(wanted[1:]):
+        refused = _refuse("the plan", grad, traced)
+        for k, like in enumerate((t.left, t.right, t.a, t.b, t.eps)):
+            if like is not None:
+                shape = (refused.shape[0], *like.shape[1:])
+                found[1 + k] = refused.reshape(-1, *[1] * (like.dim() - 1)).expand(shape)
+    if kind == "apply" and wanted[0]:
+        found[0] = _product(settings, t, grad.contiguous(), transpose=True)
+    return found
 
 
 def _to_shape(gradient: Tensor, like: Tensor) -> Tensor:
@@ -277,25 +330,26 @@ def _to_shape(gradient: Tensor, like: Tensor) -> Tensor:
     return gradient.to(like.dtype)
 
 
-def _backward(ctx, grad: Tensor):
+def _backward(ctx, *grads: Tensor | None):
+    kind, settings, traced = ctx.call
     wanted = ctx.needs_input_grad[2:8]
-    saved = _Saved(*ctx.saved_tensors)
-    grads = _gradients(ctx.kind, ctx.settings, wanted, grad, saved)
+    t = _Saved(*ctx.saved_tensors)
+    with torch.no_grad(), _without_autocast(t.left):
+        found = tuple(_gradients(kind, settings, wanted, grads, t, traced))
     if torch.is_grad_enabled():
-        sources = (grad, saved.extra, saved.left, saved.right, saved.a, saved.b, saved.eps)
-        grads = once(_NO_SECOND, grads, *sources)
-    return (None, None, *grads, *[None] * 9)
-
-
-def _keep(ctx, kind: str, settings: Settings, tensors: tuple[Tensor | None, ...]) -> None:
-    ctx.kind, ctx.settings = kind, settings
-    ctx.save_for_backward(*tensors)
+        found = once(_NO_SECOND, found, *grads, t.V, t.left, t.right, t.a, t.b, t.eps)
+    return (None, None, *found, *[None] * 10)
 
 
 class _Attach(torch.autograd.Function):
     @staticmethod
     def forward(ctx, kind, settings, *tensors):
-        _keep(ctx, kind, settings, tensors)
+        # Compiled, every output gets a gradient, of zeros where nobody asked.
+        traced = torch.compiler.is_compiling()
+        if not traced:
+            ctx.set_materialize_grads(False)
+        ctx.call = kind, settings, traced
+        ctx.save_for_backward(*tensors)
         return _result(kind, settings, _Saved(*tensors))
 
     backward: Callable = staticmethod(_backward)
@@ -310,6 +364,7 @@ class _AttachFunctional(torch.autograd.Function):
 
     @staticmethod
     def setup_context(ctx, inputs, output):
-        _keep(ctx, inputs[0], inputs[1], inputs[2:])
+        ctx.call = inputs[0], inputs[1], True
+        ctx.save_for_backward(*inputs[2:])
 
     backward: Callable = staticmethod(_backward)

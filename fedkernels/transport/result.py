@@ -60,10 +60,9 @@ class SinkhornResult:
 
     def __init__(self, problem: Problem, state: State, settings: Settings) -> None:
         self._problem, self._state, self._settings = problem, state, settings
-        self.value = self._lead(autograd.attach("value", state.value, problem, state, settings))
-        self.linear_cost = self._lead(
-            autograd.attach("linear", state.linear, problem, state, settings)
-        )
+        value, linear = autograd.costs(problem, state, settings)
+        self.value = self._lead(value)
+        self.linear_cost = self._lead(linear)
         self.f = self._lead(state.f)
         self.g = self._lead(state.g)
         self.n_iter = self._lead(state.n_iter)
@@ -75,7 +74,7 @@ class SinkhornResult:
 
         Differentiable under grad="implicit"; under "envelope" its backward raises RuntimeError.
         """
-        return self._lead(autograd.attach("plan", None, self._problem, self._state, self._settings))
+        return self._lead(autograd.plan(self._problem, self._state, self._settings))
 
     def apply(self, V: Tensor) -> Tensor:
         """P V (B, n, d) for V (B, m, d), or one V (m, d) for all; no (n, m) matrix is held.
@@ -93,9 +92,7 @@ class SinkhornResult:
         if V.device != left.device:
             raise ValueError(f"V must be on the problem's device {left.device}, got {V.device}")
         rows = V.to(left.dtype).expand(batch, m, V.shape[-1]).contiguous()
-        return self._lead(
-            autograd.attach("apply", rows, self._problem, self._state, self._settings)
-        )
+        return self._lead(autograd.apply_plan(rows, self._problem, self._state, self._settings))
 
     def _lead(self, tensor: Tensor) -> Tensor:
         return tensor.squeeze(0) if self._problem.single else tensor
