@@ -130,34 +130,36 @@ def _relaxed(u: Tensor, plain_u: Tensor, omega: Tensor, log_a: Tensor) -> Tensor
 def relaxed(K: Tensor, v: Tensor, p: Problems, max_iter: int, tol: float) -> Iterated:
     """`plain` for balanced problems with adaptive over-relaxation (csrc/transport/relaxation.h).
 
-    A problem stops only after a plain iteration: after a relaxed one that is within ``tol`` the
-    next is plain and measured again. Iteration ``max_iter`` is always plain.
+    The row pass of an iteration observes the error of the pair before it and is relaxed as that
+    pair was; what it observed holds from its column step on. A problem stops only where the last
+    column step was plain: otherwise the next one is, and the error is measured again. The column
+    step of iteration ``max_iter`` is always plain.
     """
     u = torch.full_like(p.log_a, -math.inf)
     n_iter = torch.zeros_like(p.live, dtype=torch.int32)
     active, passed = p.live, torch.zeros_like(p.live)
-    omega = torch.ones_like(p.scale)
-    used = omega  # by the iteration that the error belongs to
-    one_ago, two_ago, marked = torch.zeros_like(omega), torch.zeros_like(omega), None
+    one = torch.ones_like(p.scale)
+    omega, used = one, one  # as the errors ask for it; of the last column step
+    one_ago, two_ago, marked = torch.zeros_like(one), torch.zeros_like(one), None
     for k in range(max_iter + 1):
         if _all_done(k, active):
             break
         transform = _rows(K, v)
-        within = torch.zeros_like(active)
+        following = used
         if k > 0:
             error = _marginal_error(u, transform, p, math.inf)
-            if k >= 4 and _is_fold(k):
-                omega, marked = _next_omega(omega, error, two_ago, marked), error
-            one_ago, two_ago = error, one_ago
             within = active & (error <= tol) & (tol > 0)
             reached = within & (used == 1)
             passed, active = passed | reached, active & ~reached
+            if k >= 4 and _is_fold(k):
+                omega, marked = _next_omega(omega, error, two_ago, marked), error
+            one_ago, two_ago = error, one_ago
+            following = one if k == max_iter - 1 else torch.where(within, 1.0, omega)
         if k == max_iter:
             break
-        used = omega if 0 < k < max_iter - 1 else torch.ones_like(omega)
-        used = torch.where(within, 1.0, used)
         u_next = _relaxed(u, p.log_a - transform, used, p.log_a)
         u = torch.where(active[:, None], u_next, u)
+        used = following
         v_next = _relaxed(v, p.log_b - _columns(K, u), used, p.log_b)
         v = torch.where(active[:, None], v_next, v)
         n_iter += active
