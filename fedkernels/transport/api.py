@@ -152,7 +152,7 @@ def sinkhorn(
     name = resolve("sinkhorn", backend, _CANDIDATES, cost)
     entropy = reg_type == "entropy"
     problem = build(cost, None, a=a, b=b, eps=eps, sizes=sizes, g0=_start(init), entropy=entropy)
-    settings = Settings(_primitives(name), None, problem.batch, pair, entropy, grad == "implicit")
+    settings = Settings(_primitives(name), None, pair, entropy, grad == "implicit")
     state = autograd.solve(
         problem,
         settings,
@@ -208,7 +208,7 @@ def sinkhorn_points(
     name = resolve("sinkhorn_points", backend, _POINTS_CANDIDATES, x)
     entropy = reg_type == "entropy"
     problem = build(x, y, a=a, b=b, eps=eps, sizes=sizes, g0=_start(init), entropy=entropy)
-    settings = Settings(_primitives(name), number, problem.batch, pair, entropy, grad == "implicit")
+    settings = Settings(_primitives(name), number, pair, entropy, grad == "implicit")
     state = autograd.solve(
         problem,
         settings,
@@ -276,7 +276,7 @@ def sinkhorn_divergence(
             sizes=None if cross.sizes is None else cross.sizes[:, columns].contiguous(),
             g0=None, entropy=False,
         )  # fmt: skip
-        settings = Settings(_primitives(name), number, part.batch, pair, False, False)
+        settings = Settings(_primitives(name), number, pair, False, False)
         state = autograd.solve(
             part,
             settings,

@@ -20,7 +20,6 @@ class Settings:
 
     op: Any  # the primitives of a backend
     metric: int | None
-    batch: int
     rho: tuple[float, float]
     entropy: bool
     implicit: bool

@@ -54,7 +54,7 @@ def _apply(cost, eps, sizes, u, v, V, transpose):
 
 define(
     "sinkhorn_forward",
-    "(Tensor cost, Tensor? a, Tensor? b, Tensor eps, Tensor? sizes, Tensor? g0, int batch, "
+    "(Tensor cost, Tensor? a, Tensor? b, Tensor eps, Tensor? sizes, Tensor? g0, SymInt batch, "
     "float rho_a, float rho_b, int max_iter, float tol, bool log, bool sor) -> " + RESULTS,
     _forward,
 )
