@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from fedkernels.transport.api import sinkhorn, sinkhorn_divergence, sinkhorn_points
+from fedkernels.transport.emd import EmdResult, emd
 from fedkernels.transport.result import Divergence, SinkhornResult, TransportStatus
 
 __all__ = [
     "Divergence",
+    "EmdResult",
     "SinkhornResult",
     "TransportStatus",
+    "emd",
     "sinkhorn",
     "sinkhorn_divergence",
     "sinkhorn_points",

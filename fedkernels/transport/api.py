@@ -13,6 +13,7 @@ from torch import Tensor
 from fedkernels import _extension
 from fedkernels._backend import Candidate, resolve
 from fedkernels.transport import autograd, check, ops, reference
+from fedkernels.transport.emd import CANDIDATES as _EMD_CANDIDATES
 from fedkernels.transport.problem import Problem, Settings, build, total, valid
 from fedkernels.transport.result import Divergence, SinkhornResult, TransportStatus, report
 
@@ -82,6 +83,7 @@ OPS: dict[str, tuple[Candidate, ...]] = {
     "sinkhorn": _CANDIDATES,
     "sinkhorn_points": _POINTS_CANDIDATES,
     "sinkhorn_divergence": _POINTS_CANDIDATES,
+    "emd": _EMD_CANDIDATES,
 }
 
 Rho = float | tuple[float | None, float | None] | None

@@ -10,11 +10,11 @@ from torch import Tensor
 from fedkernels._backend import Candidate, resolve
 from fedkernels._extension import is_built, why_not_built
 from fedkernels._second_derivative import once, refuse_compiled_transforms
+from fedkernels.transport import check
 from fedkernels.transport.ops.emd import emd as _op
 
-__all__ = ["EmdResult", "emd"]
+__all__ = ["EmdResult", "emd", "solve"]
 
-_FLOATS = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 # Random problems took at most 1.6 pivots a row and column at n = 16, 5 at 256 and 11 at 1024: the
 # limit is there only so that a call ends whatever it is given.
 _MAX_PIVOT, _PIVOTS_A_NODE = 20_000, 500
@@ -82,20 +82,38 @@ def emd(
             [0.0000, 0.2500],
             [0.0000, 0.2500]])
     """
-    batch, single = _check(cost, a, b, sizes)
+    return solve(cost, a, b, sizes)
+
+
+def solve(
+    cost: Tensor,
+    a: Tensor | None,
+    b: Tensor | None,
+    sizes: Tensor | None,
+    max_pivot: int | None = None,
+) -> EmdResult:
+    """`emd`, ending after ``max_pivot`` pivots of a problem (None: a limit that none reaches)."""
+    check.cost_matrix(cost)
+    n, m = cost.shape[-2:]
+    check.masses(cost, "cost", n, m, a=a, b=b, eps=1.0, sizes=sizes, g0=None)
+    leading = [
+        (name, tensor.shape[0])
+        for name, tensor, dims in (("cost", cost, 3), ("a", a, 2), ("b", b, 2), ("sizes", sizes, 2))
+        if tensor is not None and tensor.dim() == dims
+    ]
+    batch = check.batch_of(leading)
     resolve("emd", "cpu", CANDIDATES, cost)
-    if sizes is not None:
-        sizes = sizes.to(torch.int64).contiguous()
     if torch._C._are_functorch_transforms_active():
         refuse_compiled_transforms("emd", "")
     value, f, g, plan, status = _Emd.apply(
         cost if cost.dim() == 3 else cost[None],
         a[None] if a is not None and a.dim() == 1 else a,
         b[None] if b is not None and b.dim() == 1 else b,
-        sizes,
+        None if sizes is None else sizes.to(torch.int64).expand(batch, 2).contiguous(),
         batch,
+        _MAX_PIVOT + _PIVOTS_A_NODE * (n + m) if max_pivot is None else max_pivot,
     )
-    if single:
+    if not leading:
         return EmdResult(value[0], f[0], g[0], plan[0], status[0])
     return EmdResult(value, f, g, plan, status)
 
@@ -106,9 +124,8 @@ class _Emd(torch.autograd.Function):
     generate_vmap_rule = True
 
     @staticmethod
-    def forward(cost, a, b, sizes, batch):
+    def forward(cost, a, b, sizes, batch, max_pivot):
         exact = cost.dtype == torch.float64
-        n, m = cost.shape[-2:]
         results = _op(
             cost.to(torch.float64).contiguous(),
             None if a is None else a.to(torch.float64).contiguous(),
@@ -116,7 +133,7 @@ class _Emd(torch.autograd.Function):
             sizes,
             batch,
             1e-6 if exact else 1e-4,
-            _MAX_PIVOT + _PIVOTS_A_NODE * (n + m),
+            max_pivot,
         )
         *floats, status = results
         narrow = torch.float64 if exact else torch.float32
@@ -124,7 +141,7 @@ class _Emd(torch.autograd.Function):
 
     @staticmethod
     def setup_context(ctx, inputs, output):
-        cost, a, b, sizes, _ = inputs
+        cost, a, b, sizes, _, _ = inputs
         _, f, g, plan, status = output
         ctx.mark_non_differentiable(f, g, plan, status)
         ctx.set_materialize_grads(False)
@@ -133,13 +150,13 @@ class _Emd(torch.autograd.Function):
     @staticmethod
     def backward(ctx, grad, *_):
         if grad is None:
-            return None, None, None, None, None
+            return (None,) * 6
         if not torch.is_grad_enabled():
-            return (*_gradients(ctx.needs_input_grad, grad, *ctx.saved_tensors), None, None)
+            return (*_gradients(ctx.needs_input_grad, grad, *ctx.saved_tensors), None, None, None)
         with torch.no_grad():
             results = _gradients(ctx.needs_input_grad, grad, *ctx.saved_tensors)
         message = "emd: the value has no second derivative (the plan is constant but for jumps)"
-        return (*once(message, results, grad, *ctx.saved_tensors[:3]), None, None)
+        return (*once(message, results, grad, *ctx.saved_tensors[:3]), None, None, None)
 
 
 def _gradients(needs, grad, cost, a, b, sizes, f, g, plan, status):
@@ -173,58 +190,3 @@ def _as(full: Tensor, like: Tensor) -> Tensor:
     if like.shape[0] != full.shape[0]:
         full = full.sum(0, keepdim=True)
     return full.to(like.dtype)
-
-
-def _check(cost, a, b, sizes) -> tuple[int, bool]:
-    """(B, whether the results have no leading B)."""
-    for name, value in (("cost", cost), ("a", a), ("b", b), ("sizes", sizes)):
-        if value is None and name != "cost":
-            continue
-        if not isinstance(value, Tensor):
-            raise TypeError(f"{name} must be a tensor, got {type(value).__name__}")
-        if value.layout is not torch.strided:
-            raise TypeError(f"{name} must be a dense (strided) tensor, got {value.layout}")
-        if value.device != cost.device:
-            raise ValueError(f"{name} must be on cost's device {cost.device}, got {value.device}")
-    if cost.dtype not in _FLOATS:
-        raise TypeError(f"cost must be float32, bfloat16, float16 or float64, got {cost.dtype}")
-    if cost.dim() not in (2, 3):
-        raise ValueError(f"cost must be (B, n, m) or (n, m), got {tuple(cost.shape)}")
-    batches = {"cost": cost.shape[0]} if cost.dim() == 3 else {}
-    for name, mass, width in (("a", a, cost.shape[-2]), ("b", b, cost.shape[-1])):
-        if mass is None:
-            continue
-        if mass.dtype != cost.dtype:
-            raise TypeError(f"{name} must have cost's dtype {cost.dtype}, got {mass.dtype}")
-        letter = "n" if name == "a" else "m"
-        if mass.dim() not in (1, 2) or mass.shape[-1] != width:
-            raise ValueError(
-                f"{name} must be (B, {letter}) or ({letter},) with {letter} = {width}, "
-                f"got {tuple(mass.shape)}"
-            )
-        if mass.dim() == 2:
-            batches[name] = mass.shape[0]
-    if sizes is not None:
-        if sizes.dtype.is_floating_point or sizes.dtype.is_complex or sizes.dtype == torch.bool:
-            raise TypeError(f"sizes must be whole numbers, got {sizes.dtype}")
-        if sizes.dim() != 2 or sizes.shape[1] != 2:
-            raise ValueError(f"sizes must be (B, 2), got {tuple(sizes.shape)}")
-        batches["sizes"] = sizes.shape[0]
-    batch = next((count for count in batches.values() if count != 1), 1)
-    for name, count in batches.items():
-        if count != batch and (count != 1 or name == "sizes"):
-            raise ValueError(f"{name} has {count} problems, the others have {batch}")
-    if sizes is not None and _readable(sizes) and sizes.numel():
-        limit = torch.tensor(cost.shape[-2:])
-        if bool(((sizes < 0) | (sizes > limit)).any()):
-            raise ValueError(f"sizes must lie between 0 and (n, m) = {tuple(cost.shape[-2:])}")
-    return batch, not batches
-
-
-def _readable(tensor: Tensor) -> bool:
-    """Whether a look at the contents neither breaks a graph nor synchronises a device."""
-    return (
-        tensor.device.type == "cpu"
-        and not torch.compiler.is_compiling()
-        and not torch._C._are_functorch_transforms_active()
-    )
