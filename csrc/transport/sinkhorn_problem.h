@@ -5,23 +5,25 @@
 #include <cmath>
 #include <cstdint>
 #include <limits>
+#include <utility>
 
 #include "transport/transport.h"
 
 namespace fedkernels {
 
-// Sets every result of the problem's own part to `fill` and the padding to 0.
+// Sets the results of the problem's own part, u and v to `log_fill`, and the padding to 0.
 template <typename T>
-void settle(Problem<T>& problem, Status status, T value, T fill) {
-  *problem.value = *problem.linear = *problem.error = value;
+void settle(Problem<T>& problem, Status status, T value, T fill, T log_fill) {
+  *problem.value = value;
+  *problem.linear = *problem.error = fill;
   *problem.n_iter = 0;
   *problem.status = static_cast<uint8_t>(status);
   for (T* rows : {problem.f, problem.u, problem.r}) {
-    std::fill(rows, rows + problem.n, fill);
+    std::fill(rows, rows + problem.n, rows == problem.u ? log_fill : fill);
     std::fill(rows + problem.n, rows + problem.block_n, T{0});
   }
   for (T* columns : {problem.g, problem.v, problem.c}) {
-    std::fill(columns, columns + problem.m, fill);
+    std::fill(columns, columns + problem.m, columns == problem.v ? log_fill : fill);
     std::fill(columns + problem.m, columns + problem.block_m, T{0});
   }
 }
@@ -29,7 +31,13 @@ void settle(Problem<T>& problem, Status status, T value, T fill) {
 template <typename T>
 void fail(Problem<T>& problem, Status status) {
   const T nan = std::numeric_limits<T>::quiet_NaN();
-  settle(problem, status, nan, nan);
+  settle(problem, status, nan, nan, nan);
+}
+
+// No plan: potentials of mass 0, and the value that is left.
+template <typename T>
+void settle_without_plan(Problem<T>& problem, Status status, double value) {
+  settle(problem, status, static_cast<T>(value), T{0}, -std::numeric_limits<T>::infinity());
 }
 
 struct Total {
@@ -66,7 +74,7 @@ bool prepare(Problem<T>& problem, const Settings& settings) {
     if (n == 0) a.sum = 0;
     if (m == 0) b.sum = 0;
     if (a.sum != 0 || b.sum != 0) return fail(problem, Status::infeasible), false;
-    return settle(problem, Status::empty, T{0}, T{0}), false;
+    return settle_without_plan(problem, Status::empty, 0.0), false;
   }
   problem.mass_a = a.sum;
   problem.mass_b = b.sum;
@@ -80,11 +88,14 @@ bool prepare(Problem<T>& problem, const Settings& settings) {
     problem.mass_b = a.sum;
   }
   if (a.sum == 0 || b.sum == 0) {
-    // Nothing to move. With a finite rho the other side's mass is destroyed: potentials stay 0.
-    if (settings.balanced() || a.sum == b.sum) {
-      return settle(problem, Status::converged, T{0}, T{0}), false;
+    // What stays is the penalty of the mass that is there, unless it is constrained.
+    double left = 0;
+    for (const auto& [rho, sum] : {std::pair{settings.rho_a, a.sum}, {settings.rho_b, b.sum}}) {
+      if (sum == 0) continue;
+      if (rho == HUGE_VAL) return fail(problem, Status::infeasible), false;
+      left += rho * sum;
     }
-    return fail(problem, Status::infeasible), false;
+    return settle_without_plan(problem, Status::converged, left), false;
   }
   problem.scale = static_cast<T>(1.4426950408889634074 / problem.eps);
   return true;
