@@ -69,13 +69,11 @@ struct MathConstants<double> {
                           raised = 54.0;
 };
 
+// For arguments that are known to lie within [-126, 127] ([-1022, 1023]), or are NaN.
 template <typename T>
-inline Vec<T> exp2_of(Vec<T> x) {
+inline Vec<T> exp2_inside(Vec<T> x) {
   using C = MathConstants<T>;
   using I = typename Simd<T>::ivec;
-  const Vec<T> low = broadcast(T(-C::bias)), high = broadcast(T(C::bias + 1));
-  x = x < low ? low : x;  // a NaN passes both
-  x = x > high ? high : x;
   const Vec<T> shifted = x + C::magic;
   const Vec<T> f = x - (shifted - C::magic);
   Vec<T> sum = broadcast(C::exp2[C::terms - 1]);
@@ -85,6 +83,15 @@ inline Vec<T> exp2_of(Vec<T> x) {
   const I whole = reinterpret_cast<I>(shifted) - std::bit_cast<typename Simd<T>::Int>(C::magic);
   const I scale = (whole + C::bias) << C::mantissa;
   return sum * reinterpret_cast<Vec<T>>(scale);
+}
+
+template <typename T>
+inline Vec<T> exp2_of(Vec<T> x) {
+  using C = MathConstants<T>;
+  const Vec<T> low = broadcast(T(-C::bias)), high = broadcast(T(C::bias + 1));
+  x = x < low ? low : x;  // a NaN passes both
+  x = x > high ? high : x;
+  return exp2_inside<T>(x);
 }
 
 template <typename T>

@@ -19,6 +19,7 @@ divides by a mass, so that the gradient at a mass of 0 is the limit and not NaN.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -94,12 +95,10 @@ def _side(s: Tensor, c: Tensor, mass: Tensor | None) -> tuple[Tensor, Tensor]:
         return c.sum(-1), s.sum(-1) - torch.inf
     mass = s.new_full((s.shape[0], s.shape[2]), 1 / s.shape[2]) if mass is None else mass
     mass = mass[:, None, :]
-    # Shifted by the largest logit that has mass. exp stays below overflow for those without, since
-    # inf * 0 would be NaN; the gradient to their mass is exp itself.
+    # Shifted by the largest logit that has mass. The gradient to a mass is exp itself.
     top = torch.where(mass == 0, -torch.inf, s.detach() + mass.detach().log()).amax(-1, True)
     top = torch.where(top.isinf(), 0.0, top)
-    bound = 0.9 * torch.log(torch.tensor(torch.finfo(s.dtype).max)).item()
-    weight = mass * (s - top).clamp(max=bound).exp()
+    weight = mass * (s - top).clamp(max=_largest(s)).exp()
     total = weight.sum(-1)
     empty = total == 0
     total = torch.where(empty, 1.0, total)
@@ -112,10 +111,19 @@ def _weights(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """exp(s_ij - lse_i), and the gradients to c_ij and s_ij per unit of pi(j|i)."""
     silent = ((g_cost == 0) & (g_lse == 0)) | (lse == -torch.inf)
-    shifted = torch.where(silent[..., None], 0.0, (s - lse[..., None]).exp())
+    shifted = (s - lse[..., None]).clamp(max=_largest(s)).exp()
+    shifted = torch.where(silent[..., None], 0.0, shifted)
     apart = torch.where(silent[..., None], 0.0, c - expected[..., None])
     g_cost, g_lse = (torch.where(silent, 0.0, g)[..., None] for g in (g_cost, g_lse))
     return shifted, g_cost.expand_as(s), g_cost * apart + g_lse
+
+
+def _largest(s: Tensor) -> float:
+    """Exponentials are cut at the 0.9th power of the largest number: inf times a mass of 0 is NaN.
+
+    Only what has no mass, or next to none, comes that far.
+    """
+    return 0.9 * math.log(torch.finfo(s.dtype).max)
 
 
 def _mass(mass: Tensor | None, points: Tensor) -> Tensor:
