@@ -7,19 +7,29 @@ from pathlib import Path
 
 import torch
 
-__all__ = ["has_cuda", "is_built", "why_not_built"]
+__all__ = ["architectures", "has_cuda", "is_built", "why_no_cuda", "why_not_built"]
 
 _FOLDER = Path(__file__).resolve().parent
 
 
-def _recorded_reason() -> str:
-    """What setup.py's build_ext wrote down when it built nothing."""
+def _outcome() -> dict[str, object] | str:
+    """What setup.py's build_ext wrote down, or why that is not known."""
     try:
-        outcome = json.loads((_FOLDER / "_build.json").read_text(encoding="utf-8"))
+        outcome: dict[str, object] = json.loads(
+            (_FOLDER / "_build.json").read_text(encoding="utf-8")
+        )
+        return outcome
     except FileNotFoundError:
         return "it was never built here (`python setup.py build_ext --inplace` builds it)"
     except (OSError, ValueError) as error:
         return f"fedkernels/_build.json cannot be read: {error}"
+
+
+def _recorded_reason() -> str:
+    """Why build_ext built nothing."""
+    outcome = _outcome()
+    if isinstance(outcome, str):
+        return outcome
     reason = outcome.get("reason")
     if reason is None:
         return "it was built, but fedkernels/_C*.so is gone"
@@ -47,8 +57,18 @@ def _registers(op: str, device: str) -> bool:
         return False
 
 
+def _recorded_cuda() -> str | None:
+    """Why build_ext left the CUDA kernels out, or None."""
+    outcome = _outcome()
+    if isinstance(outcome, str):
+        return outcome
+    if outcome.get("cuda") is None:
+        return str(outcome.get("cuda_reason") or "they were not built")
+    return None
+
+
 _WHY_NOT = _load()
-_HAS_CUDA = _WHY_NOT is None and _registers("sinkhorn_forward", "CUDA")
+_WHY_NO_CUDA = _recorded_cuda() if _WHY_NOT is None else _WHY_NOT
 
 
 def is_built() -> bool:
@@ -62,5 +82,19 @@ def why_not_built() -> str | None:
 
 
 def has_cuda() -> bool:
-    """Whether the compiled ops hold CUDA kernels; asks the dispatcher, touches no device."""
-    return _HAS_CUDA
+    """Whether the compiled ops are loaded in this process and were built with CUDA kernels.
+
+    Which op has one, the dispatcher knows; whether a GPU is there, torch.
+    """
+    return _WHY_NO_CUDA is None
+
+
+def why_no_cuda() -> str | None:
+    """Why there are no CUDA kernels in this process, in one line; None when there are."""
+    return _WHY_NO_CUDA
+
+
+def architectures() -> str | None:
+    """The GPU architectures that the CUDA kernels were built for, as torch lists them."""
+    outcome = _outcome()
+    return None if isinstance(outcome, str) or not has_cuda() else str(outcome["cuda"])

@@ -20,7 +20,7 @@ import torch
 
 import fedkernels
 from fedkernels._backend import Candidate, refusals
-from fedkernels._extension import is_built, why_not_built
+from fedkernels._extension import architectures, is_built, why_no_cuda, why_not_built
 
 __all__ = ["capabilities", "collect", "main", "operations", "render"]
 
@@ -151,7 +151,19 @@ def _build() -> dict[str, str]:
         "built": f"yes, by {built['compiler']}, C++ {built['standard']}",
         "capability": running + forced,
         "best here": host.best_capability(),
+        "cuda": _cuda(),
     }
+
+
+def _cuda() -> str:
+    reason = why_no_cuda()
+    if reason is not None:
+        return f"not built: {reason}"
+    names = []
+    for index in range(torch.cuda.device_count()):
+        major, minor = torch.cuda.get_device_capability(index)
+        names.append(f"{torch.cuda.get_device_name(index)} ({major}.{minor})")
+    return f"built for {architectures()}; GPUs here: {', '.join(names) or 'none'}"
 
 
 def _devices() -> list[str]:
