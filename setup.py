@@ -178,6 +178,7 @@ class build_ext(BASE):
                 # Often a toolkit that does not fit torch: the kernels for the CPU need none.
                 no_cuda = reason
                 self.distribution.ext_modules = extensions(with_cuda=False)
+                self.compiler = self.swig_opts = None  # what was finalised cannot be again
                 self.finalize_options()
                 reason = self._build(required)
         if reason is not None:
