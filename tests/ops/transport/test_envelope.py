@@ -17,7 +17,12 @@ RHOS = [(INF, INF), (0.7, 0.7), (0.5, 2.0), (1.0, INF), (INF, 0.3)]
 
 def problem(rho):
     total = 1.0 if rho == (INF, INF) else 1.3
-    return cost_of(2, 5, 4), masses_of(2, 5, total=total), masses_of(2, 4, seed=1), eps_of(0.1, 0.4)
+    return (
+        cost_of(2, 5, 4),
+        masses_of(2, 5, total=total),
+        masses_of(2, 4, seed=1),
+        eps_of(0.2, 0.4),
+    )
 
 
 def kl(p: Tensor, q: Tensor) -> Tensor:
@@ -26,7 +31,7 @@ def kl(p: Tensor, q: Tensor) -> Tensor:
 
 def primal_optimum(cost, a, b, eps, rho) -> Tensor:
     """<P, C> + eps KL(P | ab) + rho_a KL(P 1 | a) + rho_b KL(P^T 1 | b) at the solution."""
-    found = solve(cost, a, b, eps, rho=rho, max_iter=20_000, tol=1e-14)
+    found = solve(cost, a, b, eps, rho=rho, max_iter=1500, tol=1e-14)
     plan = plan_of(cost, found, eps)
     value = (plan * cost).sum((1, 2)) + eps * kl(plan, a[:, :, None] * b[:, None])
     for side, marginal, mass in ((rho[0], plan.sum(2), a), (rho[1], plan.sum(1), b)):
@@ -72,13 +77,13 @@ def test_finite_differences_of_the_primal_optimum(rho):
 
 @pytest.mark.parametrize("rho", RHOS)
 def test_autograd_through_the_unrolled_iteration(rho):
-    """The dual value of potentials that autograd follows through 600 iterations."""
+    """The dual value of potentials that autograd follows through 400 iterations."""
     inputs = problem(rho)
     leaves = [t.clone().requires_grad_() for t in inputs]
     cost, a, b, eps = *leaves[:3], leaves[3][:, None]
     k_a, k_b = (1.0 if math.isinf(side) else side / (side + eps) for side in rho)
     g = torch.zeros_like(b)
-    for _ in range(600):
+    for _ in range(400):
         f = -k_a * eps * ((g[:, None] - cost) / eps[..., None] + b.log()[:, None]).logsumexp(2)
         g = -k_b * eps * ((f[:, :, None] - cost) / eps[..., None] + a.log()[..., None]).logsumexp(1)
     plan = a[..., None] * b[:, None] * ((f[..., None] + g[:, None] - cost) / eps[..., None]).exp()

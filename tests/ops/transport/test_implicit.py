@@ -16,7 +16,7 @@ INF = math.inf
 RHOS = [(INF, INF), (0.7, 0.7), (0.5, 2.0), (1.0, INF), (INF, 0.3)]
 
 
-def unrolled(cost, a, b, eps, rho, steps=600) -> Tensor:
+def unrolled(cost, a, b, eps, rho, steps=300) -> Tensor:
     """The plan by plain differentiable iterations; positive masses."""
     eps = eps[:, None]
     k_a, k_b = (1.0 if math.isinf(side) else side / (side + eps) for side in rho)
@@ -38,7 +38,7 @@ def projected(grad: Tensor, rho) -> Tensor:
 
 
 def implicit(cost, a, b, eps, rho, G=None, weight=None, sizes=None, ok=None):
-    ours = solve(cost, a, b, eps, rho=rho, sizes=sizes, max_iter=20_000, tol=1e-14)
+    ours = solve(cost, a, b, eps, rho=rho, sizes=sizes, max_iter=1500, tol=1e-14)
     sizes = None if sizes is None else torch.tensor(sizes)
     ok = ours.status <= 1 if ok is None else ok
     u, v = lift(ours.u, ours.f, eps, sizes, 0), lift(ours.v, ours.g, eps, sizes, 1)
@@ -54,7 +54,7 @@ def implicit(cost, a, b, eps, rho, G=None, weight=None, sizes=None, ok=None):
 def test_a_loss_on_the_plan(rho, n, m):
     total = 1.0 if rho == (INF, INF) else 1.3
     cost, a, b = cost_of(2, n, m), masses_of(2, n, total=total), masses_of(2, m, seed=1)
-    eps, G = eps_of(0.1, 0.4), torch.randn(2, n, m).double()
+    eps, G = eps_of(0.15, 0.4), torch.randn(2, n, m).double()
     leaves = [t.clone().requires_grad_() for t in (cost, a, b, eps)]
     if rho == (INF, INF):  # along the masses whose totals agree
         wide = [
@@ -81,7 +81,7 @@ def test_a_loss_on_the_plan(rho, n, m):
 @pytest.mark.parametrize("rho", RHOS)
 def test_the_linear_cost(rho):
     cost, a, b = cost_of(2, 5, 4), masses_of(2, 5), masses_of(2, 4, seed=1)
-    eps, weight = eps_of(0.1, 0.4), torch.tensor([0.7, -1.3]).double()
+    eps, weight = eps_of(0.15, 0.4), torch.tensor([0.7, -1.3]).double()
     leaves = [t.clone().requires_grad_() for t in (cost, a, b, eps)]
     linear = (unrolled(*leaves, rho) * leaves[0]).sum((1, 2))
     expected = torch.autograd.grad((linear * weight).sum(), leaves)
@@ -93,19 +93,21 @@ def test_the_linear_cost(rho):
 
 
 @pytest.mark.parametrize("rho", RHOS)
-@pytest.mark.parametrize("tiny", [0.0, 1e-200, 1e-30, 1e-14])
-def test_masses_of_zero_have_the_limit_of_small_masses(rho, tiny):
+def test_masses_of_zero_have_the_limit_of_small_masses(rho):
     cost, a, b = cost_of(2, 5, 4), masses_of(2, 5), masses_of(2, 4, seed=1)
     a[:, 2], b[0, 1] = 0.0, 0.0
     a, b = a / a.sum(1, keepdim=True), b / b.sum(1, keepdim=True)
-    eps, G = eps_of(0.1, 0.4), torch.randn(2, 5, 4).double()
+    eps, G = eps_of(0.15, 0.4), torch.randn(2, 5, 4).double()
     small = [mass.clamp(min=1e-11).requires_grad_() for mass in (a, b)]
     plan = unrolled(cost, *small, eps, rho)
     expected = torch.autograd.grad((plan * G).sum(), small)
-    ours = implicit(cost, a.clamp(min=tiny), b.clamp(min=tiny), eps, rho, G)
-    for one, other in ((ours.a, expected[0]), (ours.b, expected[1])):
-        torch.testing.assert_close(projected(one, rho), projected(other, rho), rtol=1e-6, atol=1e-8)
-    assert ours.cost.isfinite().all() and (ours.residual < 1e-9).all()
+    for tiny in (0.0, 1e-200, 1e-30, 1e-14):
+        ours = implicit(cost, a.clamp(min=tiny), b.clamp(min=tiny), eps, rho, G)
+        for one, other in ((ours.a, expected[0]), (ours.b, expected[1])):
+            torch.testing.assert_close(
+                projected(one, rho), projected(other, rho), rtol=1e-6, atol=1e-8
+            )
+        assert ours.cost.isfinite().all() and (ours.residual < 1e-9).all()
 
 
 @pytest.mark.parametrize("rho", [(INF, INF), (0.5, 2.0)])

@@ -156,14 +156,16 @@ def test_the_symmetric_iteration(metric, rho):
     x, a = points(2, 8), masses_of(2, 8)
     a[0, 3] = 0
     a = a / a.sum(1, keepdim=True)
-    plain = solve_points(x, x, a, a, metric=metric, rho=rho, max_iter=20_000)
-    ours = solve_points(x, x, a, a, metric=metric, rho=rho, symmetric=True)
+    plain = solve_points(x, x, a, a, metric=metric, rho=rho, eps=1.0)
+    ours = solve_points(x, x, a, a, metric=metric, rho=rho, eps=1.0, symmetric=True)
     torch.testing.assert_close(ours.value, plain.value)
     assert torch.equal(ours.f, ours.g) and torch.equal(ours.u, ours.v)
     # A plain solution is symmetric up to the constant that moves between the sides.
     torch.testing.assert_close(2 * ours.f, plain.f + plain.g)
     torch.testing.assert_close(ours.r, ours.c)
-    assert (ours.n_iter < plain.n_iter).all() and ours.status.tolist() == [CONVERGED] * 2
+    assert ours.status.tolist() == [CONVERGED] * 2
+    # A plain iteration may need thousands; the average halves what is left at least, here.
+    assert (ours.n_iter < 60).all()
 
 
 def test_over_relaxation_reaches_the_same_plan_in_fewer_iterations():

@@ -210,9 +210,9 @@ def test_costs_beyond_the_range_of_float32():
     cost = cost_of(2, 3, 3, dtype=torch.float32)
     cost[0, 0, 1] = 3e38
     cost[1] = 3e38
-    ours = solve(cost, eps=0.01, tol=1e-3)
+    ours = solve(cost, eps=0.05, tol=1e-3, max_iter=300)
     assert ours.status.tolist() == [CONVERGED, NON_FINITE]
-    assert ours.value[0].isfinite() and plan_of(cost, ours, 0.01)[0, 0, 1] == 0
+    assert ours.value[0].isfinite() and plan_of(cost, ours, 0.05)[0, 0, 1] == 0
 
 
 def test_denormal_masses():
