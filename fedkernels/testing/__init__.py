@@ -31,16 +31,28 @@ from fedkernels.testing.timing import (
     saved_activations,
     speedup,
 )
+from fedkernels.testing.transport_cases import (
+    SINKHORN_CASES,
+    SINKHORN_POINTS_CASES,
+    SinkhornCase,
+    SinkhornPointsCase,
+    sinkhorn_inputs,
+    sinkhorn_points_inputs,
+)
 
 __all__ = [
     "LAYOUTS",
     "ROWS",
     "SELECT_MIDDLE_CASES",
+    "SINKHORN_CASES",
+    "SINKHORN_POINTS_CASES",
     "TRIPLE_LORA_CASES",
     "BudgetReport",
     "Measure",
     "SavedActivations",
     "SelectMiddleCase",
+    "SinkhornCase",
+    "SinkhornPointsCase",
     "Timing",
     "TripleLoraCase",
     "assert_within_budget",
@@ -52,6 +64,8 @@ __all__ = [
     "reference_pair",
     "saved_activations",
     "select_middle_inputs",
+    "sinkhorn_inputs",
+    "sinkhorn_points_inputs",
     "speedup",
     "triple_lora_inputs",
     "with_layout",

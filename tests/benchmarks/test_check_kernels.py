@@ -33,7 +33,9 @@ def test_every_kernel_passes_every_case() -> None:
 
 
 def test_unknown_family_is_one_line() -> None:
-    with pytest.raises(ValueError, match=r"^family must be one of triple_lora; got 'x'$"):
+    with pytest.raises(
+        ValueError, match=r"^family must be one of transport, triple_lora; got 'x'$"
+    ):
         check_kernels("x")
 
 

@@ -13,7 +13,7 @@ from collections.abc import Callable
 
 import torch
 
-from fedkernels.testing.check import triple_lora
+from fedkernels.testing.check import transport, triple_lora
 from fedkernels.testing.check.compare import (
     Verdict,
     linear_within_budget,
@@ -32,7 +32,7 @@ __all__ = [
     "within_budget",
 ]
 
-_FAMILIES = {"triple_lora": triple_lora.check}
+_FAMILIES = {"transport": transport.check, "triple_lora": triple_lora.check}
 FAMILIES = tuple(_FAMILIES)
 
 

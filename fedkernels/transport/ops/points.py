@@ -32,9 +32,9 @@ def _backward(x, y, eps, sizes, metric, u, v, *_):
 
 define(
     "sinkhorn_points_forward",
-    "(Tensor x, Tensor y, Tensor? a, Tensor? b, Tensor eps, Tensor? sizes, Tensor? g0, SymInt batch, "
-    "int metric, float rho_a, float rho_b, int max_iter, float tol, bool sor, bool symmetric) -> "
-    + RESULTS,
+    "(Tensor x, Tensor y, Tensor? a, Tensor? b, Tensor eps, Tensor? sizes, Tensor? g0, "
+    "SymInt batch, int metric, float rho_a, float rho_b, int max_iter, float tol, bool sor, "
+    "bool symmetric) -> " + RESULTS,
     _forward,
 )
 define(
