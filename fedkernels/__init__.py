@@ -3,7 +3,13 @@
 from __future__ import annotations
 
 from fedkernels._backend import BackendUnavailable
-from fedkernels.transport import emd, sinkhorn, sinkhorn_divergence, sinkhorn_points
+from fedkernels.transport import (
+    conditional_transport,
+    emd,
+    sinkhorn,
+    sinkhorn_divergence,
+    sinkhorn_points,
+)
 from fedkernels.triple_lora import (
     TripleLoraLinear,
     fold_middle,
@@ -17,6 +23,7 @@ __version__ = "0.1.0"
 __all__ = [
     "BackendUnavailable",
     "TripleLoraLinear",
+    "conditional_transport",
     "emd",
     "fold_middle",
     "select_middle",

@@ -2,87 +2,29 @@
 
 from __future__ import annotations
 
-import importlib.util
 import math
-import os
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from fedkernels import _extension
 from fedkernels._backend import Candidate, resolve
 from fedkernels.transport import autograd, check, ops, reference
+from fedkernels.transport.candidates import candidates
+from fedkernels.transport.conditional import CANDIDATES as _CONDITIONAL_CANDIDATES
 from fedkernels.transport.emd import CANDIDATES as _EMD_CANDIDATES
 from fedkernels.transport.problem import Problem, Settings, build, total, valid
 from fedkernels.transport.result import Divergence, SinkhornResult, TransportStatus, report
 
-_FLOATS = frozenset((torch.float32, torch.bfloat16, torch.float16, torch.float64))
-_INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
-
-
-def _dtype_why_not(x: Tensor, double: bool) -> str | None:
-    if x.dtype not in _FLOATS:
-        return f"dtype {x.dtype} is not a floating type of the kernel"
-    if x.dtype == torch.float64 and not double:
-        return "float64 runs on cpu and reference"
-    return None
-
-
-def _cuda_why_not(x: Tensor) -> str | None:
-    if x.device.type != "cuda":
-        return f"the tensors are on {x.device}, the kernel runs on CUDA"
-    if not _extension.is_built():
-        return f"not built: {_extension.why_not_built()}"
-    if not _extension.has_cuda():
-        return "the extension was built without CUDA"
-    return _dtype_why_not(x, double=False)
-
-
-def _cpu_why_not(x: Tensor) -> str | None:
-    if x.device.type != "cpu":
-        return f"the tensors are on {x.device}, the kernel runs on the CPU"
-    if not _extension.is_built():
-        return f"not built: {_extension.why_not_built()}"
-    return _dtype_why_not(x, double=True)
-
-
-def _points_cpu_why_not(x: Tensor) -> str | None:
-    return _cpu_why_not(x) or (None if _HAS_POINTS else "the extension was built without it")
-
-
-def _triton_why_not(x: Tensor) -> str | None:
-    if x.device.type != "cuda" and not (x.device.type == "cpu" and _INTERPRETED):
-        return f"the tensors are on {x.device}: CUDA, or the CPU where TRITON_INTERPRET=1 is set"
-    if not _HAS_TRITON:
-        return "triton is not installed"
-    return _dtype_why_not(x, double=False)
-
-
-def _reference_why_not(x: Tensor) -> str | None:
-    return None
-
-
-_HAS_POINTS = _extension._registers("sinkhorn_points_forward", "CPU")
-_HAS_TRITON = importlib.util.find_spec("triton") is not None
-# CPU tensors: the compiled kernel before Triton's interpreter, which is for tests.
-_CANDIDATES = (
-    Candidate("cuda", _cuda_why_not),
-    Candidate("cpu", _cpu_why_not),
-    Candidate("triton", _triton_why_not),
-    Candidate("reference", _reference_why_not),
-)
-_POINTS_CANDIDATES = (
-    _CANDIDATES[0],
-    Candidate("cpu", _points_cpu_why_not),
-    *_CANDIDATES[2:],
-)
+_CANDIDATES = candidates("sinkhorn_forward")
+_POINTS_CANDIDATES = candidates("sinkhorn_points_forward")
 
 # What `fedkernels info` lists: op -> the candidates, in the order in which "auto" tries them.
 OPS: dict[str, tuple[Candidate, ...]] = {
     "sinkhorn": _CANDIDATES,
     "sinkhorn_points": _POINTS_CANDIDATES,
     "sinkhorn_divergence": _POINTS_CANDIDATES,
+    "conditional_transport": _CONDITIONAL_CANDIDATES,
     "emd": _EMD_CANDIDATES,
 }
 

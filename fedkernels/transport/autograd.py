@@ -31,7 +31,7 @@ from fedkernels.transport.ops.held import held_gradient
 from fedkernels.transport.problem import Problem, Settings, State
 from fedkernels.transport.reference.points import pairwise_cost
 
-__all__ = ["apply_plan", "costs", "plan", "solve"]
+__all__ = ["apply_plan", "costs", "plan", "solve", "without_autocast"]
 
 _NO_SECOND = "fedkernels.transport: Sinkhorn's gradients cannot be differentiated again"
 _HELD = (
@@ -66,7 +66,7 @@ class _Saved:
 def solve(problem: Problem, settings: Settings, **options) -> State:
     """Runs the primitive, below autograd."""
     p = problem
-    with torch.no_grad(), _without_autocast(p.left):
+    with torch.no_grad(), without_autocast(p.left):
         left, right, a, b, eps = (
             None if t is None else t.detach() for t in (p.left, p.right, p.a, p.b, p.eps)
         )
@@ -126,7 +126,7 @@ def _attach(kind: str, V: Tensor | None, p: Problem, s: State, settings: Setting
 def _result(kind: str, settings: Settings, t: _Saved) -> Any:
     if kind == "costs":
         return t.value.clone(), t.linear.clone()
-    with _without_autocast(t.left):
+    with without_autocast(t.left):
         return _plan(settings, t, None) if t.V is None else _product(settings, t, t.V)
 
 
@@ -148,7 +148,7 @@ def _product(settings: Settings, t: _Saved, V: Tensor, transpose: bool = False) 
     )
 
 
-def _without_autocast(tensor: Tensor) -> AbstractContextManager[object]:
+def without_autocast(tensor: Tensor) -> AbstractContextManager[object]:
     # The meta device has no autocast and refuses the question.
     if tensor.is_meta or not torch.is_autocast_enabled(tensor.device.type):
         return nullcontext()
@@ -334,7 +334,7 @@ def _backward(ctx, *grads: Tensor | None):
     kind, settings, traced = ctx.call
     wanted = ctx.needs_input_grad[2:8]
     t = _Saved(*ctx.saved_tensors)
-    with torch.no_grad(), _without_autocast(t.left):
+    with torch.no_grad(), without_autocast(t.left):
         found = tuple(_gradients(kind, settings, wanted, grads, t, traced))
     if torch.is_grad_enabled():
         found = once(_NO_SECOND, found, *grads, t.V, t.left, t.right, t.a, t.b, t.eps)

@@ -22,28 +22,24 @@ METRICS = ("sqeuclidean", "euclidean", "cosine")
 
 
 def cost_matrix(cost: Tensor) -> None:
-    _tensor("cost", cost)
+    tensor("cost", cost)
     if cost.dim() not in (2, 3):
         raise ValueError(f"cost must be (n, m) or (B, n, m), got {_shape(cost)}")
-    if cost.dtype not in _FLOATS:
-        raise TypeError(f"cost must be float32, bfloat16, float16 or float64, got {cost.dtype}")
+    floating("cost", cost)
 
 
 def points(x: Tensor, y: Tensor, metric: str) -> int:
     """Checks the two clouds; returns the metric's number."""
     for name, cloud in (("x", x), ("y", y)):
-        _tensor(name, cloud)
+        tensor(name, cloud)
         if cloud.dim() not in (2, 3):
             raise ValueError(f"{name} must be (n, D) or (B, n, D), got {_shape(cloud)}")
-        if cloud.dtype not in _FLOATS:
-            raise TypeError(
-                f"{name} must be float32, bfloat16, float16 or float64, got {cloud.dtype}"
-            )
+        floating(name, cloud)
     if x.shape[-1] != y.shape[-1]:
         raise ValueError(f"x and y must have the same D, got x {_shape(x)} and y {_shape(y)}")
     if x.dtype != y.dtype:
         raise TypeError(f"y must have x's dtype {x.dtype}, got {y.dtype}")
-    _same_device(x, "x", "y", y)
+    same_device(x, "x", "y", y)
     if metric not in METRICS:
         raise ValueError(f"metric must be one of {', '.join(METRICS)}; got {metric!r}")
     return METRICS.index(metric)
@@ -99,7 +95,7 @@ def options(
         raise TypeError(f"max_iter must be an int, got {type(max_iter).__name__}")
     if not 1 <= max_iter < 2**31:
         raise ValueError(f"max_iter must be at least 1 and below 2^31, got {max_iter}")
-    _number("tol", tol)
+    number("tol", tol)
     if not 0.0 <= tol < math.inf:
         raise ValueError(f"tol must be finite and at least 0, got {tol}")
     choice("solver", solver, ("auto", "sinkhorn", "sor"))
@@ -127,7 +123,7 @@ def rho_pair(rho: float | tuple[float | None, float | None] | None) -> tuple[flo
     sides = []
     for side in pair:
         if side is not None:
-            _number("rho", side)
+            number("rho", side)
             if not side > 0.0:
                 raise ValueError(f"rho must be positive, or None for a balanced side; got {side}")
         sides.append(math.inf if side is None else float(side))
@@ -145,7 +141,7 @@ def readable(tensor: Tensor) -> bool:
 
 def _check_eps(first: Tensor, owner: str, eps: float | Tensor) -> None:
     if not isinstance(eps, Tensor):
-        _number("eps", eps)
+        number("eps", eps)
         if not 0.0 < eps < math.inf:
             raise ValueError(f"eps must be positive and finite, got {eps}")
         return
@@ -153,7 +149,7 @@ def _check_eps(first: Tensor, owner: str, eps: float | Tensor) -> None:
         raise ValueError(
             f"eps must be a number or a floating (B,) tensor, got {eps.dtype} {_shape(eps)}"
         )
-    _same_device(first, owner, "eps", eps)
+    same_device(first, owner, "eps", eps)
     if readable(eps):
         values = eps.detach()
         if not bool(((values > 0) & values.isfinite()).all()):
@@ -161,12 +157,12 @@ def _check_eps(first: Tensor, owner: str, eps: float | Tensor) -> None:
 
 
 def _check_sizes(first: Tensor, owner: str, sizes: Tensor, n: int, m: int) -> None:
-    _tensor("sizes", sizes)
+    tensor("sizes", sizes)
     if sizes.dtype not in _INTEGERS:
         raise TypeError(f"sizes must be an integer tensor, got {sizes.dtype}")
     if sizes.dim() not in (1, 2) or sizes.shape[-1] != 2:
         raise ValueError(f"sizes must be (B, 2), got {_shape(sizes)}")
-    _same_device(first, owner, "sizes", sizes)
+    same_device(first, owner, "sizes", sizes)
     if readable(sizes) and sizes.numel():
         rows, columns = sizes[..., 0], sizes[..., 1]
         if int(sizes.min()) < 0 or int(rows.max()) > n or int(columns.max()) > m:
@@ -177,27 +173,32 @@ def _check_sizes(first: Tensor, owner: str, sizes: Tensor, n: int, m: int) -> No
 
 
 def _row(first: Tensor, owner: str, name: str, row: Tensor, size: int) -> None:
-    _tensor(name, row)
+    tensor(name, row)
     if row.dim() not in (1, 2) or row.shape[-1] != size:
         raise ValueError(f"{name} must be ({size},) or (B, {size}), got {_shape(row)}")
     if row.dtype not in _FLOATS:
         raise TypeError(f"{name} must be a floating tensor, got {row.dtype}")
-    _same_device(first, owner, name, row)
+    same_device(first, owner, name, row)
 
 
-def _tensor(name: str, value: object) -> None:
+def tensor(name: str, value: object) -> None:
     if not isinstance(value, Tensor):
         raise TypeError(f"{name} must be a tensor, got {type(value).__name__}")
     if value.layout is not torch.strided:
         raise TypeError(f"{name} must be a dense (strided) tensor, got {value.layout}")
 
 
-def _number(name: str, value: object) -> None:
+def floating(name: str, value: Tensor) -> None:
+    if value.dtype not in _FLOATS:
+        raise TypeError(f"{name} must be float32, bfloat16, float16 or float64, got {value.dtype}")
+
+
+def number(name: str, value: object) -> None:
     if not isinstance(value, (int, float)) or isinstance(value, bool):
         raise TypeError(f"{name} must be a number, got {type(value).__name__}")
 
 
-def _same_device(first: Tensor, owner: str, name: str, tensor: Tensor) -> None:
+def same_device(first: Tensor, owner: str, name: str, tensor: Tensor) -> None:
     if tensor.device != first.device:
         raise ValueError(f"{name} must be on {owner}'s device {first.device}, got {tensor.device}")
 
