@@ -1,6 +1,6 @@
 """Benchmarks of fedkernels, as data: what is measured, against whom, and what passed its gate.
 
-`registry.py` holds one entry per op, `peers.py` what it is compared with, `run.py` the gate and the
+`registry` holds one entry per op, `peers` what it is compared with, `run.py` the gate and the
 clock, `table.py` the tables. Installed as `fedkernels_benchmarks`; in a checkout also `benchmarks`.
 """
 

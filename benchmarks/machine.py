@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import platform
 import re
@@ -67,21 +68,30 @@ def versions() -> dict[str, str]:
 
 @dataclass(frozen=True)
 class Bound:
-    """What the platform itself reaches here: its product (FLOP/s) and its copy (byte/s)."""
+    """What the platform itself reaches here: its product, its copy, its exponentials, a second."""
 
     flop_per_s: float
     byte_per_s: float
+    exp_per_s: float = math.inf
 
-    def seconds(self, flops: float, moved: float) -> float:
-        """The least time for this much work: the slower of the two roofs."""
-        return max(flops / self.flop_per_s, moved / self.byte_per_s)
+    def seconds(self, flops: float, moved: float, exps: float = 0.0) -> float:
+        """The least time for this much work: the slowest of the three roofs."""
+        return max(flops / self.flop_per_s, moved / self.byte_per_s, exps / self.exp_per_s)
+
+    def __str__(self) -> str:
+        return (
+            f"{self.flop_per_s / 1e9:.0f} GFLOP/s (the platform's product), "
+            f"{self.byte_per_s / 1e9:.1f} GB/s (its copy), "
+            f"{self.exp_per_s / 1e9:.2f} G exponentials/s (its own)"
+        )
 
 
 def measure_bound(dtype: torch.dtype, *, device: str = "cpu", size: int = 1024) -> Bound:
-    """The platform's square product and a copy of 64 MiB, best of three.
+    """The platform's square product, a copy of 64 MiB, exponentials in the cache; best of three.
 
     For half types the better of the product in that dtype and in float32 counts: on a CPU without
-    half arithmetic the library's half product is many times slower than float32.
+    half arithmetic the library's half product is many times slower than float32. A kernel whose
+    exponential is faster than the platform's may pass the last one.
     """
 
     def best(function: Callable[[], object]) -> float:
@@ -103,4 +113,16 @@ def measure_bound(dtype: torch.dtype, *, device: str = "cpu", size: int = 1024) 
     source = torch.zeros(2**24, device=device)
     target = torch.empty_like(source)
     moved = 2 * source.numel() * source.element_size()
-    return Bound(max(rates), moved / best(lambda: target.copy_(source)))
+    copied = best(lambda: target.copy_(source))
+    # Some 32768 elements a thread: enough to be shared out, and within the second cache.
+    exponents = torch.linspace(-16, 0, 2**15 * max(torch.get_num_threads(), 1), device=device)
+    values, repeats = torch.empty_like(exponents), 16
+
+    def exponentials(function: Callable[..., object]) -> float:
+        def run() -> None:
+            for _ in range(repeats):
+                function(exponents, out=values)
+
+        return repeats * exponents.numel() / best(run)
+
+    return Bound(max(rates), moved / copied, max(map(exponentials, (torch.exp, torch.exp2))))

@@ -41,8 +41,8 @@ class Row:
     id: entry/case/direction/dtype/contender. backend: ours by its name ("cpu"), a peer by name and
     version. peak_mb: the most tensor memory (10^6 bytes) that a call holds above what was there
     before; for direction "saved", what it keeps for backward. percent_of_bound: the platform's own
-    product and copy, measured in the same run, are the bound. gate: "passed ..." or why there is no
-    figure. Rows of one run share `date`.
+    product, copy and exponential, measured in the same run, are the bound. gate: "passed ..." or
+    why there is no figure. Rows of one run share `date`.
     """
 
     id: str
@@ -110,7 +110,7 @@ def run_family(
     """
     if family not in families():
         raise ValueError(f"family must be one of {', '.join(families())}; got {family!r}")
-    session = _Session(device, quick, seconds or (0.3 if quick else 3.0), threads)
+    session = _Session(device, quick, seconds or (0.3 if quick else 3.0), threads, progress)
     rows: list[Row] = []
     with _threads(threads):
         for entry in ENTRIES:
@@ -172,8 +172,16 @@ def _gate(entry: Entry, problem: Any) -> Verdict:
 class _Session:
     """What the rows of one run share."""
 
-    def __init__(self, device: str, quick: bool, seconds: float, threads: int) -> None:
+    def __init__(
+        self,
+        device: str,
+        quick: bool,
+        seconds: float,
+        threads: int,
+        progress: Callable[[str], None] | None = None,
+    ) -> None:
         self.device, self.quick, self.seconds = device, quick, seconds
+        self.progress = progress
         self.bounds: dict[str, Bound] = {}
         self.common = {
             "git": commit(),
@@ -272,9 +280,12 @@ class _Session:
         torch_dtype = getattr(torch, dtype)
         if dtype not in self.bounds:
             self.bounds[dtype] = measure_bound(torch_dtype, device=self.device)
+            if self.progress is not None:
+                self.progress(f"bounds measured here, {dtype}: {self.bounds[dtype]}")
         flops = entry.flops(case.sizes, direction)
         moved = entry.bytes_moved(case.sizes, direction, torch_dtype.itemsize)
-        bound = self.bounds[dtype].seconds(flops, moved)
+        exps = entry.exps(case.sizes, direction)
+        bound = self.bounds[dtype].seconds(flops, moved, exps)
         rows = {}
         for name, times in self._clock(calls).items():
             second = times.median_us / 1e6
@@ -288,7 +299,7 @@ class _Session:
                 peak_mb=peak_bytes(calls[name], self.device) / 1e6 if second < 1 else None,
                 gb_per_s=round(moved / second / 1e9, 4),
                 tflop_per_s=round(flops / second / 1e12, 6),
-                percent_of_bound=round(100 * bound / second, 2),
+                percent_of_bound=float(f"{100 * bound / second:.4g}"),
             )
         return rows
 

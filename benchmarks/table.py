@@ -257,11 +257,26 @@ def _figure(row: Row | None) -> str:
     return f"{row.median_us:.1f} us" if row.median_us < 1000 else f"{row.median_us / 1e3:.2f} ms"
 
 
+def _head(section: Section) -> list[str]:
+    unit = section.entry.unit
+    own = [] if unit is None else [f"ns / {unit[0]}", "of bound"]
+    return ["case", "ours", *own, *section.peers, *_TAIL]
+
+
 def _cells(item: Comparison, peers: Sequence[str]) -> list[str]:
     ratio = item.ratio(item.strongest)
     against = "" if ratio is None else f"{ratio:.3f}x {item.strongest}"
     figures = [_figure(item.peers.get(name)) for name in peers]
-    return [item.ours.case, _figure(item.ours), *figures, against, item.verdict]
+    return [item.ours.case, _figure(item.ours), *_per_unit(item), *figures, against, item.verdict]
+
+
+def _per_unit(item: Comparison) -> list[str]:
+    row, unit = item.ours, item.entry.unit
+    if unit is None:
+        return []
+    if row.median_us is None or row.percent_of_bound is None:
+        return ["", ""]
+    return [f"{1e3 * row.median_us / unit[1](row.shape):.4g}", f"{row.percent_of_bound:.0f} %"]
 
 
 def _provenance(all_sections: Sequence[Section]) -> str:
@@ -302,7 +317,7 @@ def _markdown(rows: list[Row]) -> list[str]:
         return []
     parts = [_provenance(found)]
     for section in found:
-        head = ["case", "ours", *section.peers, *_TAIL]
+        head = _head(section)
         lines = ["| " + " | ".join(head) + " |", "| " + " | ".join("---" for _ in head) + " |"]
         for item in section.items:
             cells = _cells(item, section.peers)
@@ -326,7 +341,7 @@ def print_table(rows: Iterable[Row], console: Any = None) -> None:
     found = sections(rows)
     for section in found:
         table = Table(title=section.title, title_justify="left", title_style="bold")
-        for column in ("case", "ours", *section.peers, *_TAIL):
+        for column in _head(section):
             table.add_column(column, justify="left" if column == "case" else "right")
         for item in section.items:
             cells = [Text(cell) for cell in _cells(item, section.peers)]

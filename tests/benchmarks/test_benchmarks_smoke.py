@@ -8,11 +8,12 @@ from dataclasses import fields, replace
 import pytest
 import torch
 
-from benchmarks import registry, run
+from benchmarks import run
 from benchmarks.machine import device_name, machine_name
 from benchmarks.memory import peak_bytes
-from benchmarks.peers import Contender, Peer, PeerMissing
-from benchmarks.registry import ENTRIES, Case, Entry
+from benchmarks.peers import Contender, Peer, PeerMissing, package_version
+from benchmarks.registry import ENTRIES, SAVED, Case, Entry
+from benchmarks.registry.triple_lora import plain
 from benchmarks.run import Row, read_rows, run_family, write_rows
 from fedkernels.testing.check import Verdict
 
@@ -29,7 +30,13 @@ TINY = {
     "r": 4,
     "L": 3,
     "R": 12,
+    "B": 5,
+    "n": 6,
+    "m": 4,
+    "iterations": 200,
 }
+
+SELECT = next(entry for entry in ENTRIES if entry.op == "select_middle")
 
 
 def tiny(entry: Entry) -> Entry:
@@ -45,12 +52,14 @@ def measure(monkeypatch: pytest.MonkeyPatch, *entries: Entry) -> list[Row]:
 
 @pytest.mark.parametrize("entry", ENTRIES, ids=lambda entry: entry.name)
 def test_every_entry_passes_its_gate(entry: Entry, monkeypatch: pytest.MonkeyPatch) -> None:
-    pytest.importorskip("peft")
+    for peer in entry.peers:
+        if package_version(peer.package) == "not installed":
+            pytest.skip(f"{peer.package} is not installed")
     rows = measure(monkeypatch, tiny(entry))
     for row in rows:
         assert row.passed, f"{row.id}: {row.gate}"
         assert row.peak_mb is not None and row.peak_mb >= 0
-        if row.direction != registry.SAVED:
+        if row.direction != SAVED:
             assert 0 < row.p20_us <= row.median_us <= row.p80_us
             assert row.n >= 3
             assert row.percent_of_bound > 0
@@ -62,7 +71,7 @@ def test_every_entry_passes_its_gate(entry: Entry, monkeypatch: pytest.MonkeyPat
 
 def test_rows_have_the_keys_of_the_design(monkeypatch: pytest.MonkeyPatch, tmp_path) -> None:
     assert [field.name for field in fields(Row)] == KEYS
-    rows = measure(monkeypatch, tiny(ENTRIES[-1]))
+    rows = measure(monkeypatch, tiny(SELECT))
     path = tmp_path / "machine.jsonl"
     write_rows(rows, path)
     lines = [json.loads(line) for line in path.read_text().splitlines()]
@@ -101,7 +110,7 @@ def test_a_kernel_that_raises_fails_its_gate(monkeypatch: pytest.MonkeyPatch) ->
     def gate(problem: object, backend: str) -> Verdict:
         raise RuntimeError("no such instruction\nmore")
 
-    rows = measure(monkeypatch, replace(tiny(ENTRIES[-1]), gate=gate))
+    rows = measure(monkeypatch, replace(tiny(SELECT), gate=gate))
     assert [row.gate for row in rows] == ["failed: RuntimeError: no such instruction"]
 
 
@@ -117,7 +126,7 @@ def test_a_peer_that_computes_something_else_is_not_timed(
         raise PeerMissing("not here")
 
     peers = (Peer("wrong", "torch", wrong), Peer("missing", "torch", missing))
-    rows = measure(monkeypatch, replace(tiny(ENTRIES[-1]), peers=peers))
+    rows = measure(monkeypatch, replace(tiny(SELECT), peers=peers))
     gates = {row.contender: row.gate for row in rows}
     assert gates["wrong"] == "failed: chose other scores"
     assert gates["missing"] == "missing: not here"
@@ -125,8 +134,8 @@ def test_a_peer_that_computes_something_else_is_not_timed(
 
 
 def test_more_activations_than_promised_is_a_failure(monkeypatch: pytest.MonkeyPatch) -> None:
-    frozen = next(entry for entry in ENTRIES if entry.directions == (registry.SAVED,))
-    entry = replace(tiny(frozen), problem=registry._plain, dtypes=("float32",))  # A trains: x kept
+    frozen = next(entry for entry in ENTRIES if entry.directions == (SAVED,))
+    entry = replace(tiny(frozen), problem=plain, dtypes=("float32",))  # A trains: x kept
     ours = measure(monkeypatch, entry)[0]
     assert ours.gate.startswith("failed") and "kept for backward" in ours.gate
     assert ours.peak_mb is None
@@ -141,7 +150,7 @@ def test_the_registry_holds_what_was_promised() -> None:
         (2048, 2048, 16),
         (1024, 768, 8),
     ]
-    select = next(entry for entry in ENTRIES if entry.op == "select_middle")
+    select = SELECT
     assert [case.sizes["r"] for case in select.cases] == [4, 8, 16, 64, 128]
     assert {(case.sizes["L"], case.sizes["R"]) for case in select.cases} == {(196, 128)}
     assert len({entry.name for entry in ENTRIES}) == len(ENTRIES)
@@ -176,7 +185,9 @@ def test_counts_of_work() -> None:
 
 
 def test_unknown_family_is_one_line() -> None:
-    with pytest.raises(ValueError, match=r"^family must be one of triple_lora; got 'x'$"):
+    with pytest.raises(
+        ValueError, match=r"^family must be one of triple_lora, transport; got 'x'$"
+    ):
         run_family("x")
 
 
@@ -211,6 +222,6 @@ def test_peak_bytes_counts_what_is_alive_at_once() -> None:
 
 def test_threads_are_restored(monkeypatch: pytest.MonkeyPatch) -> None:
     before = torch.get_num_threads()
-    monkeypatch.setattr(run, "ENTRIES", (tiny(ENTRIES[-1]),))
+    monkeypatch.setattr(run, "ENTRIES", (tiny(SELECT),))
     run_family("triple_lora", threads=before + 1, seconds=0.001)
     assert torch.get_num_threads() == before

@@ -20,6 +20,11 @@ from fedkernels.testing.check.compare import (
     selection_is_exact,
     within_budget,
 )
+from fedkernels.testing.check.plans import (
+    emd_is_optimal,
+    iterates_within_budget,
+    plan_is_optimal,
+)
 from fedkernels.testing.check.row import CheckRow
 
 __all__ = [
@@ -27,7 +32,10 @@ __all__ = [
     "CheckRow",
     "Verdict",
     "check_kernels",
+    "emd_is_optimal",
+    "iterates_within_budget",
     "linear_within_budget",
+    "plan_is_optimal",
     "selection_is_exact",
     "within_budget",
 ]

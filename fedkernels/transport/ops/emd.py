@@ -13,8 +13,8 @@ __all__ = ["emd"]
 
 torch.library.define(
     "fedkernels::emd",
-    "(Tensor cost, Tensor? a, Tensor? b, Tensor? sizes, int batch, float mismatch, int max_pivot) "
-    "-> (Tensor value, Tensor f, Tensor g, Tensor plan, Tensor status)",
+    "(Tensor cost, Tensor? a, Tensor? b, Tensor? sizes, SymInt batch, float mismatch, "
+    "SymInt max_pivot) -> (Tensor value, Tensor f, Tensor g, Tensor plan, Tensor status)",
 )
 
 

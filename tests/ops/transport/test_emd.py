@@ -362,3 +362,7 @@ def test_the_op_and_a_compiled_call():
     torch.library.opcheck(op, (cost, a, None, sizes, 3, 1e-6, 1000))
     run = torch.compile(lambda c, m: emd(c, m).value, backend="aot_eager", fullgraph=True)
     assert torch.equal(run(cost, a), emd(cost, a).value)
+    for batch in (5, 7):  # made dynamic once, then never compiled again
+        cost, a = drawn(batch, 4, 5), masses(batch, 4)
+        with torch.compiler.set_stance("default" if batch == 5 else "fail_on_recompile"):
+            assert torch.equal(run(cost, a), emd(cost, a).value)

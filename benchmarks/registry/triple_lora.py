@@ -1,94 +1,18 @@
-"""What is measured: one entry per op, as data.
-
-To add an op: a problem (problems.py), its peers (peers.py), and one `Entry` here. The smoke test
-runs a tiny case of every entry, so an entry that no longer runs is found by `make test`.
-"""
+"""The entries of `triple_lora`."""
 
 from __future__ import annotations
-
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from typing import Any
 
 import torch
 
 from fedkernels import select_middle, triple_lora_linear
 from fedkernels.testing.check import Verdict, linear_within_budget, selection_is_exact
 
-from . import peers as p
-from .peers import Contender, Peer
-from .problems import LoraProblem, SelectProblem, lora_problem, select_problem
+from ..peers import Contender
+from ..peers import triple_lora as p
+from ..problems import LoraProblem, SelectProblem, lora_problem, select_problem
+from .entry import FORWARD, FORWARD_BACKWARD, GATE_TEST, SAVED, Case, Entry, Goal, Results, Sizes
 
-__all__ = ["ENTRIES", "FORWARD", "FORWARD_BACKWARD", "SAVED", "Case", "Entry", "Goal"]
-
-FORWARD = "fwd"  # with gradient recording on, as in a training step
-FORWARD_BACKWARD = "fwd_bwd"
-SAVED = "saved"  # not a time: the activations kept for backward, in peak_mb
-
-Sizes = Mapping[str, int]
-Results = Mapping[str, torch.Tensor]
-
-
-@dataclass(frozen=True)
-class Case:
-    """A name and the sizes behind it, by DESIGN.md's dimension letters."""
-
-    name: str
-    sizes: Sizes
-
-
-@dataclass(frozen=True)
-class Goal:
-    """time(peer) / time(ours) must reach `ratio` in every case named, or in the geometric mean.
-
-    `cases` and `dtypes` empty: all of the entry's.
-    """
-
-    peer: Peer
-    ratio: float
-    direction: str = FORWARD_BACKWARD
-    mean: bool = False
-    cases: tuple[str, ...] = ()
-    dtypes: tuple[str, ...] = ()
-
-    def covers(self, case: str, direction: str, dtype: str) -> bool:
-        return (
-            direction == self.direction
-            and (not self.cases or case in self.cases)
-            and (not self.dtypes or dtype in self.dtypes)
-        )
-
-
-@dataclass(frozen=True)
-class Entry:
-    """One op under one setting.
-
-    problem(sizes, dtype, device) draws the tensors; ours(problem, backend) is the timed contender;
-    gate(problem, backend) compares exactly that call with the float64 reference.
-    bytes_moved and flops count the least that the op has to do, for (sizes, direction, itemsize)
-    and (sizes, direction): the same count divides every contender's time.
-    same(ours, peer): None if the peer computed the same thing, else what differs.
-    """
-
-    name: str
-    family: str
-    op: str
-    cases: tuple[Case, ...]
-    quick: tuple[Case, ...]
-    directions: tuple[str, ...]
-    dtypes: tuple[str, ...]
-    peers: tuple[Peer, ...]
-    goals: tuple[Goal, ...]
-    problem: Callable[[Sizes, torch.dtype, str], Any]
-    ours: Callable[[Any, str], Contender]
-    gate: Callable[[Any, str], Verdict]
-    gate_test: str
-    bytes_moved: Callable[[Sizes, str, int], float]
-    flops: Callable[[Sizes, str], float]
-    same: Callable[[Any, Results, Results], str | None]
-
-
-# --- triple_lora_linear ------------------------------------------------------------------------
+__all__ = ["ENTRIES"]
 
 
 def _lora_cases(*sizes: tuple[int, int, int]) -> tuple[Case, ...]:
@@ -157,7 +81,7 @@ _LORA = {
     "op": "triple_lora_linear",
     "ours": _ours_lora,
     "gate": _lora_gate,
-    "gate_test": "tests/benchmarks/test_benchmarks_smoke.py::test_every_entry_passes_its_gate",
+    "gate_test": GATE_TEST,
     "bytes_moved": _lora_bytes,
     "flops": _lora_flops,
     "same": _lora_same,
@@ -172,7 +96,7 @@ def _float32_adapters(sizes: Sizes, dtype: torch.dtype, device: str) -> LoraProb
     return lora_problem(sizes, dtype, device=device, adapter_dtype=torch.float32)
 
 
-def _plain(sizes: Sizes, dtype: torch.dtype, device: str) -> LoraProblem:
+def plain(sizes: Sizes, dtype: torch.dtype, device: str) -> LoraProblem:
     return lora_problem(sizes, dtype, device=device)
 
 
@@ -227,7 +151,7 @@ ENTRIES: tuple[Entry, ...] = (
             Goal(p.BARE, 1 / 1.12, cases=_OVERHEAD, dtypes=("float32",)),
             Goal(p.BARE, 1 / 1.20, cases=_OVERHEAD, dtypes=("bfloat16",)),
         ),
-        problem=_plain,
+        problem=plain,
         **_LORA,
     ),
     Entry(
@@ -238,7 +162,7 @@ ENTRIES: tuple[Entry, ...] = (
         dtypes=("float32", "bfloat16"),
         peers=(p.PEFT, p.ADDMM, p.THREE_PRODUCTS, p.BARE),
         goals=(Goal(p.PEFT, 1.0, direction=FORWARD), Goal(p.PEFT, 1.0)),
-        problem=_plain,
+        problem=plain,
         **_LORA,
     ),
     Entry(
@@ -291,7 +215,7 @@ ENTRIES: tuple[Entry, ...] = (
         problem=lambda sizes, dtype, device: select_problem(sizes, dtype, device=device),
         ours=_ours_select,
         gate=_select_gate,
-        gate_test="tests/benchmarks/test_benchmarks_smoke.py::test_every_entry_passes_its_gate",
+        gate_test=GATE_TEST,
         bytes_moved=_select_bytes,
         flops=lambda sizes, direction: 0.0,
         same=_select_same,

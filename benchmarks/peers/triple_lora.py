@@ -1,22 +1,16 @@
-"""What each op is compared with. Every peer is used as its documentation says: none is weakened.
-
-A peer gets the problem of the op it stands against and returns a `Contender`: two callables without
-arguments, the forward pass and the forward + backward pass, over tensors that exist already.
-"""
+"""What the layers and the selection of `triple_lora` are compared with."""
 
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable
 from contextlib import nullcontext
-from dataclasses import dataclass
-from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from .problems import LoraProblem, SelectProblem
+from ..problems import LoraProblem, SelectProblem
+from .contender import Contender, Peer, PeerMissing
 
 __all__ = [
     "ADDMM",
@@ -28,67 +22,7 @@ __all__ = [
     "THREE_PRODUCTS",
     "TOPK_BATCHED",
     "TOPK_LOOP",
-    "Contender",
-    "Peer",
-    "PeerMissing",
 ]
-
-
-class PeerMissing(RuntimeError):
-    """The peer's package is not installed here: the table says so instead of leaving a gap."""
-
-
-@dataclass(frozen=True)
-class Contender:
-    """One implementation, ready to be timed.
-
-    `forward` returns what `outputs` names, `step` that and then what `gradients` names.
-    `parameters` are the tensors that do not count as saved activations.
-    """
-
-    forward: Callable[[], Any]
-    step: Callable[[], tuple[Tensor, ...]] | None = None
-    outputs: tuple[str, ...] = ("y",)
-    gradients: tuple[str, ...] = ()
-    parameters: tuple[Tensor, ...] = ()
-
-    def results(self) -> dict[str, Tensor]:
-        """One run, by name: with its gradients if it has a backward."""
-        if self.step is not None:
-            return dict(zip((*self.outputs, *self.gradients), self.step(), strict=True))
-        values = self.forward()
-        values = values if isinstance(values, tuple) else (values,)
-        return dict(zip(self.outputs, values, strict=True))
-
-
-@dataclass(frozen=True)
-class Peer:
-    """Name, version and builder of one peer.
-
-    `same_work=False` marks what is no rival but a bound (the bare frozen linear): it computes
-    less, so it is printed as overhead and never counts as the strongest peer.
-    """
-
-    name: str
-    package: str
-    build: Callable[[Any], Contender]
-    dtypes: tuple[str, ...] = ("float32", "bfloat16", "float16")
-    same_work: bool = True
-
-    @property
-    def label(self) -> str:
-        """`name (package version)`, the form that stands in rows and tables."""
-        return f"{self.name} ({self.package} {package_version(self.package)})"
-
-
-def package_version(package: str) -> str:
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return "not installed"
-
-
-# --- LoRA layers -------------------------------------------------------------------------------
 
 
 def _peft(problem: LoraProblem, *, cast_adapters: bool, autocast: bool) -> Contender:

@@ -1,0 +1,17 @@
+"""The tensors of one benchmark case, drawn from a fixed seed and shared by every contender."""
+
+from __future__ import annotations
+
+from .transport import ExactProblem, SinkhornProblem, exact_problem, sinkhorn_problem
+from .triple_lora import LoraProblem, SelectProblem, lora_problem, select_problem
+
+__all__ = [
+    "ExactProblem",
+    "LoraProblem",
+    "SelectProblem",
+    "SinkhornProblem",
+    "exact_problem",
+    "lora_problem",
+    "select_problem",
+    "sinkhorn_problem",
+]

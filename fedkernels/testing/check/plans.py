@@ -1,0 +1,145 @@
+"""Comparisons of transport plans, which are the gates of the benchmarks too.
+
+Iterates at a fixed number of iterations are compared with the float64 reference. A plan at a
+tolerance or at the optimum proves itself: potentials, marginals and, for exact transport, a dual of
+the same value, all looked at in float64.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fedkernels._backend import resolve
+from fedkernels.testing.budget import error_budget
+from fedkernels.testing.check.compare import Verdict, verdict
+from fedkernels.transport.api import OPS, sinkhorn
+from fedkernels.transport.emd import emd
+from fedkernels.transport.result import TransportStatus
+
+__all__ = ["emd_is_optimal", "iterates_within_budget", "plan_is_optimal"]
+
+
+def iterates_within_budget(
+    cost: Tensor,
+    a: Tensor,
+    b: Tensor,
+    *,
+    eps: float,
+    max_iter: int,
+    tol: float = 0.0,
+    first: int | None = None,
+    backend: str = "auto",
+) -> Verdict:
+    """Plan, <P, C>, value and potentials of `sinkhorn` after max_iter iterations within budget?
+
+    The call runs on all problems; the first ``first`` are compared, with the reference in cost's
+    dtype and in float64.
+    """
+    name = resolve("sinkhorn", backend, OPS["sinkhorn"], cost)
+    options: dict[str, Any] = {
+        "eps": eps, "max_iter": max_iter, "tol": tol, "solver": "sinkhorn", "reg_type": "entropy",
+    }  # fmt: skip
+    actual = _results(cost, a, b, backend=backend, **options)
+    some = slice(first)
+    narrow = _results(cost[some], a[some], b[some], backend="reference", **options)
+    wide = (t[some].double() for t in (cost, a, b))
+    exact = _results(*wide, backend="reference", **options)
+    length = max(cost.shape[1:])
+    reports = []
+    for key, result in actual.items():
+        # One row a problem: a problem is as right as its worst entry.
+        got, near, true = (r.reshape(len(r), -1) for r in (result[some], narrow[key], exact[key]))
+        if got.shape[1] == 1:
+            got, near, true = got.T, near.T, true.T
+        reports.append(error_budget(got, near, true, name=key, sum_length=length))
+    return verdict(reports, name)
+
+
+def _results(cost: Tensor, a: Tensor, b: Tensor, **options: Any) -> dict[str, Tensor]:
+    with torch.no_grad():
+        result = sinkhorn(cost, a, b, **options)
+        return {"plan": result.plan(), "linear_cost": result.linear_cost, "value": result.value}
+
+
+def plan_is_optimal(
+    cost: Tensor,
+    a: Tensor,
+    b: Tensor,
+    *,
+    eps: float,
+    max_iter: int,
+    tol: float,
+    first: int | None = None,
+    backend: str = "auto",
+) -> Verdict:
+    """Is the plan of `sinkhorn` the optimum of marginals that are within ``tol``?
+
+    It is if log P - log a - log b + C / eps is a sum f_i + g_j, and its rows and columns add up to
+    a and b. Rounding: the exponent is rounded to its own size, the sums to the total.
+    """
+    name = resolve("sinkhorn", backend, OPS["sinkhorn"], cost)
+    with torch.no_grad():
+        result = sinkhorn(cost, a, b, eps=eps, max_iter=max_iter, tol=tol, backend=backend)
+        plan = result.plan()[:first].double()
+    cost, a, b = (t[:first].double() for t in (cost, a, b))
+    unit = torch.finfo(result.value.dtype).eps
+    if bool((result.status != TransportStatus.CONVERGED).any()):
+        bad = int((result.status != TransportStatus.CONVERGED).sum())
+        return Verdict(False, math.inf, name, f"{bad} problems did not converge")
+    n, m = cost.shape[1:]
+    rows = (plan.sum(2) - a).abs().sum(1).max().item()
+    columns = (plan.sum(1) - b).abs().sum(1).max().item()
+    # Where the plan is far below the rest its logarithm is that of a denormal number.
+    exponent = plan.clamp(min=1e-30).log() + cost / eps
+    crossed = exponent - exponent.mean(1, keepdim=True) - exponent.mean(2, keepdim=True)
+    crossed = (crossed + exponent.mean((1, 2), keepdim=True))[plan > 1e-30].abs().max().item()
+    # 8 roundings of numbers of the size of C / eps (two potentials, the product, the exponential).
+    size = 1 + cost.abs().max().item() / eps
+    shares = {
+        "rows": rows / (tol + 2 * math.sqrt(n * m) * unit),
+        "columns": columns / (tol + 2 * math.sqrt(n * m) * unit),
+        "cross-ratios": crossed / (8 * size * unit),
+    }
+    return _worst(shares, name)
+
+
+def emd_is_optimal(cost: Tensor, a: Tensor | None = None, b: Tensor | None = None) -> Verdict:
+    """Are the plan and the duals of `emd` feasible and of one value, in float64?
+
+    That proves both. The bounds are those of rounding: a marginal is a sum of at most n + m cells,
+    a dual a sum along a tree of n + m nodes whose terms are costs.
+    """
+    with torch.no_grad():
+        result = emd(cost, a, b)
+    batch, n, m = cost.shape
+    unit = torch.finfo(result.value.dtype).eps
+    cost = cost.double()
+    a = cost.new_full((batch, n), 1 / n) if a is None else a.double()
+    b = cost.new_full((batch, m), 1 / m) if b is None else b.double()
+    plan, f, g = (t.double() for t in (result.plan, result.f, result.g))
+    size, total, length = cost.abs().max().item(), a.sum(1).max().item(), n + m
+    reduced = cost - f[:, :, None] - g[:, None, :]
+    dual = (a * f).sum(1) + (b * g).sum(1)
+    slack = (16 + length) * unit * size
+    shares = {
+        "statuses": math.inf if bool(result.status.any()) else 0.0,
+        "signs": math.inf if bool((plan < 0).any()) else 0.0,
+        "rows": (plan.sum(2) - a).abs().max().item() / (length * unit * total),
+        "columns": (plan.sum(1) - b).abs().max().item() / (length * unit * total),
+        "duals": -reduced.min().item() / (4 * unit * size),
+        "slackness": (reduced * (plan > 0)).max().item() / slack,
+        "values": (dual - result.value.double()).abs().max().item() / (slack * total),
+    }
+    return _worst(shares, "cpu")
+
+
+def _worst(shares: dict[str, float], backend: str) -> Verdict:
+    """The share of what is allowed that was used most. NaN is over every bound."""
+    shares = {key: math.inf if math.isnan(value) else value for key, value in shares.items()}
+    worst = max(shares, key=shares.__getitem__)
+    used = max(shares[worst], 0.0)
+    return Verdict(used <= 1, used, backend, f"{used:.2f} of what rounding allows ({worst})")
