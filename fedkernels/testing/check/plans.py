@@ -85,7 +85,7 @@ def plan_is_optimal(
     with torch.no_grad():
         result = sinkhorn(cost, a, b, eps=eps, max_iter=max_iter, tol=tol, backend=backend)
         plan = result.plan()[:first].double()
-    cost, a, b = (t[:first].double() for t in (cost, a, b))
+    cost, a, b = cost[:first].double(), a[:first].double(), b[:first].double()
     unit = torch.finfo(result.value.dtype).eps
     if bool((result.status != TransportStatus.CONVERGED).any()):
         bad = int((result.status != TransportStatus.CONVERGED).sum())
@@ -93,16 +93,16 @@ def plan_is_optimal(
     n, m = cost.shape[1:]
     rows = (plan.sum(2) - a).abs().sum(1).max().item()
     columns = (plan.sum(1) - b).abs().sum(1).max().item()
-    # Where the plan is far below the rest its logarithm is that of a denormal number.
-    exponent = plan.clamp(min=1e-30).log() + cost / eps
+    # An entry that underflows in cost's dtype has no logarithm: such a plan fails, it is not skipped.
+    exponent = plan.log() + cost / eps
     crossed = exponent - exponent.mean(1, keepdim=True) - exponent.mean(2, keepdim=True)
-    crossed = (crossed + exponent.mean((1, 2), keepdim=True))[plan > 1e-30].abs().max().item()
+    ratios = float((crossed + exponent.mean((1, 2), keepdim=True)).abs().max())
     # 8 roundings of numbers of the size of C / eps (two potentials, the product, the exponential).
-    size = 1 + cost.abs().max().item() / eps
+    size = 1 + float(cost.abs().max()) / eps
     shares = {
         "rows": rows / (tol + 2 * math.sqrt(n * m) * unit),
         "columns": columns / (tol + 2 * math.sqrt(n * m) * unit),
-        "cross-ratios": crossed / (8 * size * unit),
+        "cross-ratios": ratios / (8 * size * unit),
     }
     return _worst(shares, name)
 
@@ -121,7 +121,7 @@ def emd_is_optimal(cost: Tensor, a: Tensor | None = None, b: Tensor | None = Non
     a = cost.new_full((batch, n), 1 / n) if a is None else a.double()
     b = cost.new_full((batch, m), 1 / m) if b is None else b.double()
     plan, f, g = (t.double() for t in (result.plan, result.f, result.g))
-    size, total, length = cost.abs().max().item(), a.sum(1).max().item(), n + m
+    size, total, length = float(cost.abs().max()), float(a.sum(1).max()), n + m
     reduced = cost - f[:, :, None] - g[:, None, :]
     dual = (a * f).sum(1) + (b * g).sum(1)
     slack = (16 + length) * unit * size
