@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from fedkernels.transport.triton.conditional import (
+    conditional_transport_backward,
+    conditional_transport_forward,
+)
 from fedkernels.transport.triton.points import (
     sinkhorn_points_apply,
     sinkhorn_points_backward,
@@ -11,6 +15,8 @@ from fedkernels.transport.triton.points import (
 from fedkernels.transport.triton.sinkhorn import sinkhorn_apply, sinkhorn_forward, sinkhorn_plan
 
 __all__ = [
+    "conditional_transport_backward",
+    "conditional_transport_forward",
     "sinkhorn_apply",
     "sinkhorn_forward",
     "sinkhorn_plan",

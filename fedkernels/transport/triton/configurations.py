@@ -58,6 +58,9 @@ MATRIX_APPLY = Blocks(BI=64, BJ=64, BK=16, warps=4, stages=2)
 APPLY = Blocks(BI=64, BJ=64, BK=32, warps=4, stages=2)
 BACKWARD = Blocks(BI=64, BJ=64, BK=32, warps=8, stages=2)
 
+CONDITIONAL = Blocks(BI=64, BJ=64, BK=32, warps=4, stages=2)
+CONDITIONAL_GRADIENT = Blocks(BI=64, BJ=64, BK=32, warps=8, stages=2)
+
 # Columns of the right-hand side, or features of a gradient, that a program takes at a time.
 COLUMNS = 64
 
