@@ -3,6 +3,9 @@
 # nothing twice.
 #
 #   make demo | test | bench ...   VENV=dir   PYTHON=python3.11   TORCH_INDEX=index of CPU builds
+#
+# `make test-gpu` and `make sanitize` are for a machine with a GPU and perhaps no network: they use
+# PYTHON itself, with the torch that it has, and make no environment.
 
 VENV ?= .venv
 PYTHON ?= $(shell for p in python3.11 python3.12 python3; do command -v $$p && break; done)
@@ -11,7 +14,7 @@ TORCH_INDEX ?=
 
 BIN := $(abspath $(VENV))/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --constraint constraints.txt
-SOURCES := $(shell find csrc -name '*.cpp' -o -name '*.h')
+SOURCES := $(shell find csrc -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh')
 STAMPS := $(VENV)/.stamps
 
 # A broken kernel must never pass as pure Python: where there is a compiler, the build has to work.
@@ -21,7 +24,7 @@ export FEDKERNELS_REQUIRE_EXT ?= 1
 endif
 endif
 
-.PHONY: install demo test test-slow bench lint format clean
+.PHONY: install demo test test-slow test-gpu sanitize cuda-check triton-check bench lint format clean
 
 install: $(STAMPS)/install
 
@@ -29,14 +32,36 @@ demo: $(STAMPS)/install
 	$(BIN)/fedkernels demo
 
 # The kernels run under every instruction set that this machine has; everything else once.
-test: $(STAMPS)/dev
-	$(BIN)/python -m pytest --ignore=tests/ops
+test: $(STAMPS)/dev triton-check
+	$(BIN)/python -m pytest --ignore=tests/ops --ignore=tests/triton
 	@set -e; sets=$$($(BIN)/python -m fedkernels.info --capabilities); \
 	for set in $${sets:-none}; do \
 	  echo "tests/ops, instruction set: $$set"; \
 	  if [ $$set = none ]; then $(BIN)/python -m pytest tests/ops; \
 	  else FEDKERNELS_CPU_CAPABILITY=$$set $(BIN)/python -m pytest tests/ops; fi; \
 	done
+
+# Triton kernels without a GPU. Its interpreter and its compiler exclude each other in a process.
+triton-check: $(STAMPS)/dev
+	$(if $(wildcard tests/triton),TRITON_INTERPRET=1 $(BIN)/python -m pytest tests/triton/interpreted)
+	$(if $(wildcard tests/triton),$(BIN)/python -m pytest tests/triton --ignore=tests/triton/interpreted)
+
+# CUDA kernels without a GPU: setup.py's CUDA branch, built, linked and loaded. Needs nvcc.
+cuda-check: $(STAMPS)/dev
+	$(BIN)/python -m tests.cuda_host.rehearse $(if $(RECORD),--record) $(if $(ALL),--all)
+
+test-gpu:
+	@$(PYTHON) -c 'import sys, torch; sys.exit(not torch.cuda.is_available())' \
+	  || { echo "make: no GPU for the torch of $(PYTHON)" >&2; exit 2; }
+	FEDKERNELS_CUDA=1 $(PYTHON) -m pip --disable-pip-version-check install --quiet \
+	  --no-index --no-deps --no-build-isolation --editable .
+	$(PYTHON) -m fedkernels.info
+	$(PYTHON) -m pytest tests/gpu
+	$(PYTHON) -m pytest tests/ops
+
+# Builds nothing: after `make test-gpu`.
+sanitize:
+	PYTHON=$(PYTHON) .ci/sanitize
 
 test-slow: $(STAMPS)/dev
 	$(BIN)/python -m pytest -m slow
@@ -73,7 +98,9 @@ $(STAMPS)/install: $(STAMPS)/torch pyproject.toml setup.py $(SOURCES)
 	$(PIP) --no-build-isolation --editable '.[run]'
 	@touch $@
 
+# A CUDA build of torch brings the Triton that it was built with, a CPU build brings none.
 $(STAMPS)/dev: $(STAMPS)/install
+	$(BIN)/python -c 'import triton' 2>/dev/null || $(PIP) triton==3.9.0
 	$(PIP) $$($(BIN)/python -c 'import tomllib; extras = \
 	  tomllib.load(open("pyproject.toml", "rb"))["project"]["optional-dependencies"]; \
 	  print(*extras["dev"])')
