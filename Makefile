@@ -32,8 +32,8 @@ demo: $(STAMPS)/install
 	$(BIN)/fedkernels demo
 
 # The kernels run under every instruction set that this machine has; everything else once.
-test: $(STAMPS)/dev triton-check
-	$(BIN)/python -m pytest --ignore=tests/ops --ignore=tests/triton
+test: $(STAMPS)/dev
+	$(BIN)/python -m pytest --ignore=tests/ops
 	@set -e; sets=$$($(BIN)/python -m fedkernels.info --capabilities); \
 	for set in $${sets:-none}; do \
 	  echo "tests/ops, instruction set: $$set"; \
@@ -41,10 +41,9 @@ test: $(STAMPS)/dev triton-check
 	  else FEDKERNELS_CPU_CAPABILITY=$$set $(BIN)/python -m pytest tests/ops; fi; \
 	done
 
-# Triton kernels without a GPU. Its interpreter and its compiler exclude each other in a process.
+# Triton kernels without a GPU, interpreted and compiled, each in processes of their own.
 triton-check: $(STAMPS)/dev
-	$(if $(wildcard tests/triton),TRITON_INTERPRET=1 $(BIN)/python -m pytest tests/triton/interpreted)
-	$(if $(wildcard tests/triton),$(BIN)/python -m pytest tests/triton --ignore=tests/triton/interpreted)
+	$(BIN)/python -m pytest tests/triton
 
 # CUDA kernels without a GPU: setup.py's CUDA branch, built, linked and loaded. Needs nvcc.
 cuda-check: $(STAMPS)/dev
