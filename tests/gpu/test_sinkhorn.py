@@ -28,9 +28,9 @@ def problems(batch: int, n: int, m: int, seed: int = 0) -> tuple[Tensor, Tensor,
     return drawn(batch, n, m), a / a.sum(1, keepdim=True), b / b.sum(1, keepdim=True)
 
 
-def clouds(batch: int, n: int, m: int, D: int = 5) -> tuple[Tensor, Tensor]:
+def clouds(batch: int, n: int, m: int, D: int = 5) -> tuple[Tensor, ...]:
     generator = torch.Generator().manual_seed(7)
-    return (torch.randn(batch, size, D, generator=generator) for size in (n, m))
+    return tuple(torch.randn(batch, size, D, generator=generator) for size in (n, m))
 
 
 def outcome(function, tensors, place_of, dtype, **options) -> dict[str, Tensor]:
@@ -46,6 +46,8 @@ def outcome(function, tensors, place_of, dtype, **options) -> dict[str, Tensor]:
 
 
 def compare(function, tensors, place, **options) -> None:
+    if place.backend == "cpu" and tensors[0].numel() > 3 * 100 * 65:
+        pytest.skip("the test itself is tried on the smaller problems")
     actual = outcome(function, tensors, (place.device, place.backend), torch.float32, **options)
     near = outcome(function, tensors, ("cpu", "reference"), torch.float32, **options)
     exact = outcome(function, tensors, ("cpu", "reference"), torch.float64, **options)
