@@ -87,6 +87,7 @@ class Packed {
     find_centre();
     pair_ = {cloud(given.x, given.n, arena), {}, given.D, given.metric,
              static_cast<T>(log2e / given.eps)};
+    finite_ &= std::isfinite(pair_.scale) && pair_.scale > 0;
     pair_.y = given.symmetric ? pair_.x : cloud(given.y, given.m, arena);
     padded_n_ = whole(given.n, w), padded_m_ = whole(given.m, w);
   }
@@ -96,6 +97,7 @@ class Packed {
   const Pair<T>& pair() const { return pair_; }
   int64_t padded_n() const { return padded_n_; }
   int64_t padded_m() const { return padded_m_; }
+  // Whether the scale and what distances are made of lie in the range of T.
   bool finite() const { return finite_; }
 
   // Rows of a stripe: a function of the number of rows alone.
