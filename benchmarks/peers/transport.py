@@ -1,4 +1,4 @@
-"""What the transport functions are compared with: POT, as its documentation says."""
+"""What the transport functions are compared with: POT, and the formula in PyTorch."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..problems import ExactProblem, SinkhornProblem
+from ..problems import ConditionalProblem, ExactProblem, SinkhornProblem
 from .contender import Contender, Peer, PeerMissing
 
-__all__ = ["POT_EMD", "POT_LINEAR", "POT_LOG"]
+__all__ = ["LITERAL", "POT_EMD", "POT_LINEAR", "POT_LOG"]
 
 # POT stops when the L2 error of the worst problem's rows is below its tolerance, ours when the L1
 # error of each is. Over these problems (n = 16) the L1 error is 3.1 times the L2 error in the mean
@@ -76,6 +76,26 @@ def pot_emd(problem: ExactProblem) -> Contender:
     return Contender(forward, outputs=("value",))
 
 
+def literal_conditional(problem: ConditionalProblem) -> Contender:
+    """The formula as one writes it, one product for cost and logits, autograd's backward."""
+    x, y = problem.x, problem.y
+
+    def forward() -> Tensor:
+        dot = x @ y.T
+        cost = 1 - dot / (x.norm(dim=1)[:, None] * y.norm(dim=1))
+        logits = dot / problem.temperature
+        there = (logits.softmax(1) * cost).sum(1).mean()
+        back = (logits.softmax(0) * cost).sum(0).mean()
+        return 0.5 * (there + back)
+
+    def step() -> tuple[Tensor, ...]:
+        value = forward()
+        return (value, *torch.autograd.grad(value, (x, y)))
+
+    return Contender(forward, step, outputs=("value",), gradients=("dx", "dy"), parameters=(x, y))
+
+
+LITERAL = Peer("literal PyTorch", "torch", literal_conditional)
 POT_LOG = Peer("POT log", "POT", pot_log, dtypes=("float32",))
 POT_LINEAR = Peer("POT linear", "POT", pot_linear, dtypes=("float32",))
 POT_EMD = Peer("ot.emd2 loop", "POT", pot_emd, dtypes=("float64",))

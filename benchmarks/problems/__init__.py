@@ -2,14 +2,23 @@
 
 from __future__ import annotations
 
-from .transport import ExactProblem, SinkhornProblem, exact_problem, sinkhorn_problem
+from .transport import (
+    ConditionalProblem,
+    ExactProblem,
+    SinkhornProblem,
+    conditional_problem,
+    exact_problem,
+    sinkhorn_problem,
+)
 from .triple_lora import LoraProblem, SelectProblem, lora_problem, select_problem
 
 __all__ = [
+    "ConditionalProblem",
     "ExactProblem",
     "LoraProblem",
     "SelectProblem",
     "SinkhornProblem",
+    "conditional_problem",
     "exact_problem",
     "lora_problem",
     "select_problem",

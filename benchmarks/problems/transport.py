@@ -1,4 +1,4 @@
-"""Transport problems: squared distances of points in the unit square, random masses."""
+"""Transport problems: squared distances of points in the unit square, random masses; features."""
 
 from __future__ import annotations
 
@@ -10,7 +10,14 @@ from torch import Tensor
 
 from .seed import SEED
 
-__all__ = ["ExactProblem", "SinkhornProblem", "exact_problem", "sinkhorn_problem"]
+__all__ = [
+    "ConditionalProblem",
+    "ExactProblem",
+    "SinkhornProblem",
+    "conditional_problem",
+    "exact_problem",
+    "sinkhorn_problem",
+]
 
 
 @dataclass(frozen=True)
@@ -35,6 +42,28 @@ class ExactProblem:
     cost: Tensor
     a: Tensor | None
     b: Tensor | None
+
+
+@dataclass(frozen=True)
+class ConditionalProblem:
+    """Features x (N, D) and prototypes y (K, D), both with gradients."""
+
+    x: Tensor
+    y: Tensor
+    temperature: float
+
+
+def conditional_problem(
+    sizes: Mapping[str, int], dtype: torch.dtype, *, device: str = "cpu"
+) -> ConditionalProblem:
+    """Unit vectors: the logits are those of a normalised head."""
+    generator = torch.Generator().manual_seed(SEED)
+
+    def unit(count: int) -> Tensor:
+        points = torch.randn(count, sizes["D"], generator=generator)
+        return (points / points.norm(dim=1, keepdim=True)).to(device, dtype).requires_grad_()
+
+    return ConditionalProblem(unit(sizes["N"]), unit(sizes["K"]), temperature=0.1)
 
 
 def sinkhorn_problem(

@@ -6,9 +6,10 @@ from typing import Any
 
 import torch
 
-from fedkernels import emd, sinkhorn
+from fedkernels import conditional_transport, emd, sinkhorn
 from fedkernels.testing.check import (
     Verdict,
+    conditional_within_budget,
     emd_is_optimal,
     iterates_within_budget,
     plan_is_optimal,
@@ -16,8 +17,15 @@ from fedkernels.testing.check import (
 
 from ..peers import Contender
 from ..peers import transport as p
-from ..problems import ExactProblem, SinkhornProblem, exact_problem, sinkhorn_problem
-from .entry import FORWARD, GATE_TEST, Case, Entry, Goal, Results, Sizes
+from ..problems import (
+    ConditionalProblem,
+    ExactProblem,
+    SinkhornProblem,
+    conditional_problem,
+    exact_problem,
+    sinkhorn_problem,
+)
+from .entry import FORWARD, FORWARD_BACKWARD, GATE_TEST, Case, Entry, Goal, Results, Sizes
 
 __all__ = ["ENTRIES"]
 
@@ -180,6 +188,56 @@ def _exact(name: str, uniform: bool, goal: float) -> Entry:
     )
 
 
+# --- conditional transport ---------------------------------------------------------------------
+
+
+def _ours_conditional(problem: ConditionalProblem, backend: str) -> Contender:
+    x, y = problem.x, problem.y
+
+    def forward() -> torch.Tensor:
+        return conditional_transport(x, y, temperature=problem.temperature, backend=backend).value
+
+    def step() -> tuple[torch.Tensor, ...]:
+        value = forward()
+        return (value, *torch.autograd.grad(value, (x, y)))
+
+    return Contender(forward, step, outputs=("value",), gradients=("dx", "dy"), parameters=(x, y))
+
+
+def _gate_conditional(problem: ConditionalProblem, backend: str) -> Verdict:
+    return conditional_within_budget(
+        problem.x, problem.y, temperature=problem.temperature, backend=backend
+    )
+
+
+def _same_conditional(problem: ConditionalProblem, mine: Results, theirs: Results) -> str | None:
+    for name in mine:
+        a, b = mine[name].double(), theirs[name].double()
+        error = float(((a - b).norm() / b.norm()).detach())
+        if not error <= 1e-4:
+            return f"{name} differs by {error:.1e} (limit 1e-04)"
+    return None
+
+
+def _conditional_bytes(sizes: Sizes, direction: str, itemsize: int) -> float:
+    points = (sizes["N"] + sizes["K"]) * sizes["D"]
+    return points * itemsize * (1 if direction == FORWARD else 3)  # read twice, write gradients
+
+
+def _conditional_flops(sizes: Sizes, direction: str) -> float:
+    product = 2.0 * sizes["N"] * sizes["K"] * sizes["D"]
+    return product if direction == FORWARD else 4 * product  # dots twice, dx, dy
+
+
+def _conditional_exps(sizes: Sizes, direction: str) -> float:
+    """One for each direction of the plan, again in the backward."""
+    return (2.0 if direction == FORWARD else 4.0) * sizes["N"] * sizes["K"]
+
+
+def _conditional_cases(*shapes: tuple[int, int, int]) -> tuple[Case, ...]:
+    return tuple(Case(f"N{n} K{k} D{d}", {"N": n, "K": k, "D": d}) for n, k, d in shapes)
+
+
 ENTRIES: tuple[Entry, ...] = (
     Entry(
         name="sinkhorn, 100 iterations",
@@ -218,4 +276,23 @@ ENTRIES: tuple[Entry, ...] = (
     ),
     _exact("uniform", True, 15.0),
     _exact("random", False, 10.0),
+    Entry(
+        name="conditional_transport",
+        family="transport",
+        op="conditional_transport",
+        cases=_conditional_cases((16384, 100, 128)),
+        quick=_conditional_cases((4096, 100, 128)),
+        directions=(FORWARD, FORWARD_BACKWARD),
+        dtypes=("float32",),
+        peers=(p.LITERAL,),
+        goals=(Goal(p.LITERAL, 4.0),),
+        problem=lambda sizes, dtype, device: conditional_problem(sizes, dtype, device=device),
+        ours=_ours_conditional,
+        gate=_gate_conditional,
+        gate_test=GATE_TEST,
+        bytes_moved=_conditional_bytes,
+        flops=_conditional_flops,
+        exps=_conditional_exps,
+        same=_same_conditional,
+    ),
 )

@@ -34,6 +34,7 @@ TINY = {
     "n": 6,
     "m": 4,
     "iterations": 200,
+    "K": 3,
 }
 
 SELECT = next(entry for entry in ENTRIES if entry.op == "select_middle")

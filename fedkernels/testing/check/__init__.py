@@ -21,6 +21,7 @@ from fedkernels.testing.check.compare import (
     within_budget,
 )
 from fedkernels.testing.check.plans import (
+    conditional_within_budget,
     emd_is_optimal,
     iterates_within_budget,
     plan_is_optimal,
@@ -32,6 +33,7 @@ __all__ = [
     "CheckRow",
     "Verdict",
     "check_kernels",
+    "conditional_within_budget",
     "emd_is_optimal",
     "iterates_within_budget",
     "linear_within_budget",

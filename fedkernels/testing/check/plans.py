@@ -17,10 +17,16 @@ from fedkernels._backend import resolve
 from fedkernels.testing.budget import error_budget
 from fedkernels.testing.check.compare import Verdict, verdict
 from fedkernels.transport.api import OPS, sinkhorn
+from fedkernels.transport.conditional import conditional_transport
 from fedkernels.transport.emd import emd
 from fedkernels.transport.result import TransportStatus
 
-__all__ = ["emd_is_optimal", "iterates_within_budget", "plan_is_optimal"]
+__all__ = [
+    "conditional_within_budget",
+    "emd_is_optimal",
+    "iterates_within_budget",
+    "plan_is_optimal",
+]
 
 
 def iterates_within_budget(
@@ -93,7 +99,7 @@ def plan_is_optimal(
     n, m = cost.shape[1:]
     rows = (plan.sum(2) - a).abs().sum(1).max().item()
     columns = (plan.sum(1) - b).abs().sum(1).max().item()
-    # An entry that underflows in cost's dtype has no logarithm: such a plan fails, it is not skipped.
+    # An entry that underflows in cost's dtype has no logarithm: such a plan fails.
     exponent = plan.log() + cost / eps
     crossed = exponent - exponent.mean(1, keepdim=True) - exponent.mean(2, keepdim=True)
     ratios = float((crossed + exponent.mean((1, 2), keepdim=True)).abs().max())
@@ -105,6 +111,28 @@ def plan_is_optimal(
         "cross-ratios": ratios / (8 * size * unit),
     }
     return _worst(shares, name)
+
+
+def conditional_within_budget(
+    x: Tensor, y: Tensor, *, temperature: float, backend: str = "auto"
+) -> Verdict:
+    """Value, gradients and row costs of `conditional_transport` within budget?"""
+    name = resolve("conditional_transport", backend, OPS["conditional_transport"], x)
+
+    def results(dtype: torch.dtype, which: str) -> dict[str, Tensor]:
+        points = [t.detach().to(dtype).requires_grad_() for t in (x, y)]
+        found = conditional_transport(*points, temperature=temperature, backend=which)
+        dx, dy = torch.autograd.grad(found.value, points)
+        costs = {"row_cost": found.row_cost.detach(), "col_cost": found.col_cost.detach()}
+        return {"value": found.value.detach().reshape(1), "dx": dx, "dy": dy, **costs}
+
+    actual, narrow = results(x.dtype, name), results(x.dtype, "reference")
+    exact = results(torch.float64, "reference")
+    reports = [
+        error_budget(got, narrow[key], exact[key], name=key, sum_length=max(len(x), len(y)))
+        for key, got in actual.items()
+    ]
+    return verdict(reports, name)
 
 
 def emd_is_optimal(cost: Tensor, a: Tensor | None = None, b: Tensor | None = None) -> Verdict:
