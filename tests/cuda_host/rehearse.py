@@ -56,8 +56,7 @@ print(json.dumps({
     "found at": os.path.dirname(fedkernels.__file__),
     "why not": _extension.why_no_cuda(),
     "architectures": _extension.architectures(),
-    # Those of Triton are registered in Python.
-    "ops": sorted(n for n in kernels if n.startswith("fedkernels") and "_triton" not in n),
+    "ops": list(kernels),
 }))
 """
 
@@ -109,8 +108,13 @@ def nvcc_release(home: Path) -> str:
     return found.group(1) if found else "unknown"
 
 
-def rehearse(folder: Path, *, everything: bool = False) -> Rehearsal:
-    """Builds and loads in `folder`; raises RuntimeError with the output of what failed."""
+def rehearse(
+    folder: Path, *, everything: bool = False, architectures: str | None = None
+) -> Rehearsal:
+    """Builds and loads in `folder`; raises RuntimeError with the output of what failed.
+
+    everything: the .cpp files too. architectures: others than setup.py's own list.
+    """
     home = cuda_home()
     if home is None:
         raise RuntimeError("no nvcc in PATH and no CUDA_HOME")
@@ -126,16 +130,19 @@ def rehearse(folder: Path, *, everything: bool = False) -> Rehearsal:
         "NVCC_APPEND_FLAGS": "-Xptxas -v",
         "LIBRARY_PATH": str(folder / "stand-ins"),
     }
+    if architectures is not None:
+        environment["TORCH_CUDA_ARCH_LIST"] = architectures
     output = run([sys.executable, "-c", BUILD], folder, environment)
     answer = run([sys.executable, "-c", LOAD, *map(str, stand_ins)], folder, environment)
     loaded = json.loads(answer.strip().splitlines()[-1])
+    expected = registered(folder / "csrc")
     result = Rehearsal(
         nvcc=release,
         architectures=str(loaded["architectures"]),
-        ops=loaded["ops"],
+        ops=sorted(expected & set(loaded["ops"])),
         figures=parse_ptxas(output),
     )
-    missing = registered(folder / "csrc") - set(result.ops)
+    missing = expected - set(result.ops)
     if missing:
         result.problems.append(f"not in the dispatcher: {', '.join(sorted(missing))}")
     if loaded["found at"] != str(folder / "fedkernels"):

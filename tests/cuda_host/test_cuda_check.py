@@ -76,9 +76,9 @@ def test_every_kernel_says_how_many_threads_it_is_for():
 
 @pytest.mark.skipif(rehearse.cuda_home() is None, reason="no nvcc here")
 def test_the_cuda_branch_of_setup_py(tmp_path):
-    result = rehearse.rehearse(tmp_path / "copy")
+    # The smallest of the architectures; `make cuda-check` takes three times as long for all.
+    result = rehearse.rehearse(tmp_path / "copy", architectures="8.0")
     rehearse.compare(result, json.loads(rehearse.RECORD.read_text()))
     assert result.problems == []
     assert "fedkernels_rehearsal::row_sum" in result.ops
-    built = result.figures["product_3xtf32"]
-    assert set(built) == {"sm_80", "sm_90", "sm_100"}, "one per architecture"
+    assert result.architectures == "8.0" and set(result.figures["exchange"]) == {"sm_80"}
