@@ -47,8 +47,8 @@ struct Side {
   T damping = 1, relax = 1, omega = 1;
 };
 
-// One full iteration over a stripe of rows. Arrays hold whole panels; u and v are -inf past the last
-// point.
+// One full iteration over a stripe of rows. Arrays hold whole panels; u and v are -inf past the
+// last point.
 //   r_i = sum_j P_ij     next_i: how the side moves     column_sum_j = sum_i P_ij 2^(next_i - u_i)
 template <typename T>
 struct Sweep {

@@ -70,20 +70,28 @@ struct Batch {
     return c;
   }
 
-  // Calls f(k, arena, scratch of each worker, workers) for every problem. Many or small problems
-  // are spread over the threads; else the rows of one after the other. The bits are the same.
+  // Many or small problems are spread over the threads; else the rows of one after the other.
+  bool apart() const {
+    const double work = static_cast<double>(n) * static_cast<double>(m) * (D + 16.0);
+    return count >= 4 * int64_t{torch::stable::get_num_threads()} || work < 1e6;
+  }
+  // How many problems are worked on at once.
+  int64_t at_once() const {
+    return apart() ? std::clamp<int64_t>(count, 1, torch::stable::get_num_threads()) : 1;
+  }
+
+  // Calls f(k, arena, scratch of each worker, workers) for every problem; the bits are the same
+  // however they are spread.
   template <typename F>
   void over_problems(const PointsKernels<T>& kernels, int64_t bytes, int64_t width,
                      const F& f) const {
-    const int64_t threads = torch::stable::get_num_threads();
-    const double work = static_cast<double>(n) * static_cast<double>(m) * (D + 16.0);
-    const bool apart = count >= 4 * threads || work < 1e6;
-    const int64_t workers = apart ? std::min(threads, count) : threads;
+    const bool spread = apart();
+    const int64_t workers = spread ? at_once() : torch::stable::get_num_threads();
     const int64_t size = whole(kernels.scratch_size(std::max(n, m), width), 64);
     const Scratch<T> memory(workers * size);
     std::vector<T*> scratch(workers);
     for (int64_t w = 0; w < workers; ++w) scratch[w] = memory.get() + w * size;
-    if (apart) {
+    if (spread) {
       std::vector<Arena> arenas;
       for (int64_t w = 0; w < workers; ++w) arenas.emplace_back(bytes);
       share_out(count, workers, [&](int64_t k, int64_t worker) {
@@ -147,7 +155,8 @@ Solution forward_as(const Batch<T>& batch, const Optional& a, const Optional& b,
   Tensor n_iter = torch::stable::new_empty(batch.x, shape, ScalarType::Int);
   Tensor status = torch::stable::new_empty(batch.x, shape, ScalarType::Byte);
 
-  const int64_t bytes = PointsSolver<T>::bytes(n, m, batch.D, kernels.width);
+  const int64_t room = PointsSolver<T>::room_for(batch.D, batch.at_once());
+  const int64_t bytes = PointsSolver<T>::bytes(n, m, batch.D, kernels.width, room);
   batch.over_problems(kernels, bytes, 0, [&](int64_t k, Arena& arena, T* const* scratch,
                                              int64_t workers) {
     const Clouds<T> clouds = batch.problem(k);
@@ -160,7 +169,7 @@ Solution forward_as(const Batch<T>& batch, const Optional& a, const Optional& b,
     problem.g = out<T>(g) + k * m, problem.v = out<T>(v) + k * m, problem.c = out<T>(c) + k * m;
     problem.n_iter = out<int32_t>(n_iter) + k, problem.error = out<T>(error) + k;
     problem.status = out<uint8_t>(status) + k;
-    PointsSolver<T>(kernels, clouds, problem, settings).solve(arena, scratch, workers);
+    PointsSolver<T>(kernels, clouds, problem, settings, room).solve(arena, scratch, workers);
   });
   return {value, linear, f, g, u, v, r, c, n_iter, error, status};
 }

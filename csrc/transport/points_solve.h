@@ -19,16 +19,22 @@ namespace fedkernels {
 template <typename T>
 class PointsSolver {
  public:
+  // Bytes for the products of a problem, which are kept for all iterations where they fit: what the
+  // second cache holds or, where a product is dearer than a read from further away, 16 MiB; no more
+  // than 32 MiB for `problems` that are solved at once. A product has the same bits kept or not.
+  static int64_t room_for(int64_t D, int64_t problems) {
+    return D < 16 ? int64_t{1} << 18 : std::min(int64_t{1} << 24, (int64_t{1} << 25) / problems);
+  }
   // Memory of one problem beyond what its workers' sweeps need.
-  static int64_t bytes(int64_t n, int64_t m, int64_t D, int64_t w) {
+  static int64_t bytes(int64_t n, int64_t m, int64_t D, int64_t w, int64_t room) {
     const int64_t N = whole(n, w), M = whole(m, w), most = std::max(N, M);
     return Packed<T>::bytes(n, m, D, w) + (9 * (N + M) + (stripes + 1) * most) * sizeof(T) +
-           3 * most * sizeof(double) + std::min<int64_t>(N * M * sizeof(T), most_kept) + 32 * 64;
+           3 * most * sizeof(double) + std::min<int64_t>(N * M * sizeof(T), room) + 32 * 64;
   }
 
   PointsSolver(const PointsKernels<T>& kernels, const Clouds<T>& clouds, Problem<T>& problem,
-               const Settings& settings)
-      : k_(kernels), clouds_(clouds), p_(problem), set_(settings) {}
+               const Settings& settings, int64_t room)
+      : k_(kernels), clouds_(clouds), p_(problem), set_(settings), room_(room) {}
 
   // `scratch[worker]`: memory of that worker's sweeps.
   void solve(Arena& arena, T* const* scratch, int64_t workers) {
@@ -46,8 +52,6 @@ class PointsSolver {
 
  private:
   static constexpr int64_t stripes = 32;  // at most (Packed::stripe_rows)
-  // Products of small problems are computed once for all iterations: what the second cache holds.
-  static constexpr int64_t most_kept = 256 * 1024;  // bytes
   static constexpr T infinity = std::numeric_limits<T>::infinity();
 
   // Arrays of whole panels, the start, and how both sides move.
@@ -71,7 +75,7 @@ class PointsSolver {
       v_[j] = log_b_[j] + (p_.g0 && j < p_.m ? pair_.scale * p_.g0[j] : T{0});
       v_next_[j] = -infinity, c_[j] = 0;
     }
-    if (N * M * static_cast<int64_t>(sizeof(T)) <= most_kept) {
+    if (N * M * static_cast<int64_t>(sizeof(T)) <= room_) {
       T* kept = arena.take<T>(N * M);
       packed_->over_stripes(p_.n, workers_, [&](int64_t begin, int64_t end, int64_t, int64_t) {
         k_.keep_products(pair_, begin, end, kept);
@@ -237,6 +241,7 @@ class PointsSolver {
   const Clouds<T>& clouds_;
   Problem<T>& p_;
   const Settings& set_;
+  int64_t room_;
   T* const* scratch_ = nullptr;
   int64_t workers_ = 1;
   const Packed<T>* packed_ = nullptr;

@@ -66,6 +66,15 @@ def test_the_same_bits_for_every_number_of_threads(size, dtype):
         assert_same_bits(with_threads(threads, run), first, f"{threads} threads")
 
 
+def test_the_same_bits_whether_products_are_kept():
+    """Many threads share the memory for products: 5.5 MiB fit for one problem, not for eight."""
+    x, y, _, _ = batch_of(1, 1200, 1200, 16)
+    alone = forward(CPU, x, y, max_iter=3)
+    many = with_threads(8, lambda: forward(CPU, x, y, max_iter=3, batch=32))
+    for k in (0, 31):
+        assert_same_bits(alone._asdict(), {n: t[k : k + 1] for n, t in many._asdict().items()})
+
+
 @pytest.mark.parametrize("metric", [0, 1, 2])
 @pytest.mark.parametrize(
     "options", [{}, {"sor": True, "tol": 1e-5}, {"rho": (0.5, INF), "tol": 1e-5}]
