@@ -107,14 +107,16 @@ def _conjugate_gradients(
 ) -> Tensor:
     """x (B, k) with operator(x) = right, each problem frozen once its residual is small enough.
 
-    On a GPU all ``max_iter`` steps run: to look whether all are done it would have to wait.
+    On a GPU, where a look whether all are done would have to wait, and compiled, all ``max_iter``
+    steps run.
     """
+    looks = right.device.type == "cpu" and not torch.compiler.is_compiling()
     solution, residual, direction = torch.zeros_like(right), right, right
     square = (right * right).sum(1)
     goal = tol * tol * square
     active = square > 0
     for _ in range(max_iter):
-        if right.device.type == "cpu" and not bool(active.any()):
+        if looks and not bool(active.any()):
             break
         product = operator(direction)
         curvature = (direction * product).sum(1)
