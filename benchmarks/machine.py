@@ -114,15 +114,14 @@ def measure_bound(dtype: torch.dtype, *, device: str = "cpu", size: int = 1024) 
     target = torch.empty_like(source)
     moved = 2 * source.numel() * source.element_size()
     copied = best(lambda: target.copy_(source))
-    # Some 32768 elements a thread: enough to be shared out, and within the second cache.
+    # 32768 elements a thread: enough to be shared out, and within the second cache. A call is
+    # short, so the best of many.
     exponents = torch.linspace(-16, 0, 2**15 * max(torch.get_num_threads(), 1), device=device)
-    values, repeats = torch.empty_like(exponents), 16
+    values = torch.empty_like(exponents)
 
     def exponentials(function: Callable[..., object]) -> float:
-        def run() -> None:
-            for _ in range(repeats):
-                function(exponents, out=values)
-
-        return repeats * exponents.numel() / best(run)
+        return exponents.numel() / min(
+            best(lambda: function(exponents, out=values)) for _ in range(20)
+        )
 
     return Bound(max(rates), moved / copied, max(map(exponentials, (torch.exp, torch.exp2))))

@@ -71,7 +71,8 @@ def pot_emd(problem: ExactProblem) -> Contender:
     b = (uniform if problem.b is None else problem.b).numpy()
 
     def forward() -> Tensor:
-        return torch.tensor([float(emd2(a[k], b[k], cost[k])) for k in range(batch)])
+        values = [float(emd2(a[k], b[k], cost[k])) for k in range(batch)]
+        return torch.tensor(values, dtype=torch.float64)
 
     return Contender(forward, outputs=("value",))
 

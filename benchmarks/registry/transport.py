@@ -160,7 +160,7 @@ def _gate_exact(problem: ExactProblem, backend: str) -> Verdict:
 def _same_exact(problem: ExactProblem, mine: Results, theirs: Results) -> str | None:
     a, b = mine["value"].double(), theirs["value"].double()
     error = float(((a - b).abs() / b.abs()).max())
-    return None if error <= 1e-6 else f"a value differs by {error:.1e} (limit 1e-06)"
+    return None if error <= 1e-12 else f"a value differs by {error:.1e} (limit 1e-12)"
 
 
 def _exact(name: str, uniform: bool, goal: float) -> Entry:

@@ -16,8 +16,9 @@ constexpr int64_t lanes = VECTOR_BYTES / 8;
 typedef double Doubles __attribute__((vector_size(VECTOR_BYTES)));
 typedef int64_t Longs __attribute__((vector_size(VECTOR_BYTES)));
 
-// A block of the search has about this many cells (OPTLOG.md): a larger one takes fewer pivots, each
-// of which costs more.
+// A block of the search has about this many cells: a larger one takes fewer pivots, each of which
+// costs more. With 128, 256, 512, 1024 (AVX2, random masses): 33, 31, 30, 34 us at n = 32, 149, 140,
+// 138, 137 us at 64, 3.3, 3.3, 2.8, 2.6 ms at 256.
 constexpr int64_t block_cells = 512;
 
 inline Doubles load(const double* p) {

@@ -8,7 +8,7 @@ from dataclasses import replace
 
 import pytest
 
-from benchmarks.registry import ENTRIES, FORWARD_BACKWARD
+from benchmarks.registry import ENTRIES, FORWARD, FORWARD_BACKWARD
 from benchmarks.run import Row, write_rows
 from benchmarks.table import geometric_mean, latest, main, markdown_table, print_table, sections
 
@@ -105,6 +105,20 @@ def test_colours_only_mark_what_words_say_too() -> None:
     console = Console(file=buffer, width=160, force_terminal=True)
     print_table([row("ours", 1000.0), row("PEFT", 900.0)], console)
     assert "\x1b[31mLOST" in buffer.getvalue()
+
+
+def test_time_a_unit_and_share_of_the_bound() -> None:
+    """8192 problems of 100 iterations in 40960 us: 50 ns each."""
+    entry = next(entry for entry in ENTRIES if entry.op == "sinkhorn")
+    case = next(case for case in entry.cases if case.sizes["n"] == 16)
+    base = row("ours", 40960.0, family=entry.family, op=entry.op, direction=FORWARD)
+    name = f"{entry.name}/{case.name}/{FORWARD}/float32"
+    ours = replace(base, id=f"{name}/ours", case=case.name, shape=dict(case.sizes))
+    theirs = replace(ours, id=f"{name}/POT log", backend="POT", median_us=4.2e6)
+    text = markdown_table([ours, theirs])
+    assert "| case | ours | ns / problem-iteration | of bound | POT log |" in text
+    assert f"| {case.name} | 40.96 ms | 50 | 50 % | 4200.00 ms | 102.539x POT log |" in text
+    assert "goal: at least 100.00x POT log in B8192 n16 m16: met (worst 102.539x)" in text
 
 
 def test_latest_keeps_one_run_whole() -> None:
