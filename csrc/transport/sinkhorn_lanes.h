@@ -80,8 +80,22 @@ class LaneGroup {
 
   // --- filling -----------------------------------------------------------------------------------
 
-  // Gives the free lanes new problems and runs their first iteration. False: nothing is left.
+  // Gives the free lanes new problems. False: nothing is left.
   bool refill() {
+    do {
+      fill();
+      row_.size = column_.size = 0;
+      for (Lane& lane : lane_) {
+        if (is_free(lane)) continue;
+        row_.size = std::max(row_.size, lane.problem->n);
+        column_.size = std::max(column_.size, lane.problem->m);
+      }
+      // All lanes are free again where every cost that was loaded is not finite.
+    } while (row_.size == 0 && !exhausted_);
+    return row_.size > 0;
+  }
+
+  void fill() {
     I fresh{};
     for (int64_t l = 0; l < L; ++l) {
       if (!is_free(lane_[l])) continue;
@@ -94,14 +108,6 @@ class LaneGroup {
       }
     }
     if (any(fresh)) load(fresh);
-    int64_t n = 0, m = 0;
-    for (Lane& lane : lane_) {
-      if (is_free(lane)) continue;
-      n = std::max(n, lane.problem->n);
-      m = std::max(m, lane.problem->m);
-    }
-    row_.size = n, column_.size = m;
-    return n > 0;
   }
 
   // Cost and masses of the lanes in `fresh`, turned so that a vector holds one entry of each problem.
