@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from fedkernels._triton import launch
@@ -60,7 +59,7 @@ def _sides(x: Tensor, y: Tensor, cost: int) -> tuple[Side, Side]:
     sides = []
     for points in (x, y):
         extent = points.shape[1]
-        near = torch.empty_like(points) if centred else points
+        near = points.new_empty(tuple(points.shape)) if centred else points
         inverse, square = (x.new_empty(batch, extent) for _ in range(2))
         blocks = -(-extent // CENTRE.BI)
         launch(

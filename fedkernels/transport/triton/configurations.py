@@ -13,9 +13,9 @@ REGISTERS: dict[int, tuple[int, int]] = {
     128: (2, 1),
     256: (2, 1),
     512: (1, 1),
-    1024: (1, 1),
-    2048: (1, 2),
-    4096: (1, 4),
+    1024: (1, 2),
+    2048: (1, 4),
+    4096: (1, 8),
     8192: (1, 8),
     16384: (1, 16),
 }
@@ -59,7 +59,7 @@ APPLY = Blocks(BI=64, BJ=64, BK=32, warps=4, stages=2)
 BACKWARD = Blocks(BI=64, BJ=64, BK=32, warps=8, stages=2)
 
 CONDITIONAL = Blocks(BI=64, BJ=64, BK=32, warps=4, stages=2)
-CONDITIONAL_GRADIENT = Blocks(BI=64, BJ=64, BK=32, warps=8, stages=2)
+CONDITIONAL_GRADIENT = Blocks(BI=64, BJ=32, BK=32, warps=8, stages=2)
 
 # Columns of the right-hand side, or features of a gradient, that a program takes at a time.
 COLUMNS = 64

@@ -1,9 +1,14 @@
-"""Problems, and the comparison of a Triton primitive with the reference."""
+"""Problems, and the comparison of a Triton primitive with the reference.
+
+FEDKERNELS_TRITON_DEVICE=cuda runs the kernels of the same tests on a GPU.
+"""
 
 from __future__ import annotations
 
+import contextlib
 import math
-from collections.abc import Sequence
+import os
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -12,6 +17,9 @@ from torch import Tensor
 from fedkernels.testing import assert_within_budget
 from fedkernels.transport import reference, triton
 
+DEVICE = os.environ.get("FEDKERNELS_TRITON_DEVICE", "cpu")
+BAND = 64  # elements before and behind whatever a launcher allocates
+MARK = 77
 RESULTS = ("value", "linear", "f", "g", "u", "v", "r", "c", "n_iter", "error", "status")
 
 
@@ -88,10 +96,49 @@ def wide(values: Sequence[Any]) -> list[Any]:
     return [v.double() if isinstance(v, Tensor) and v.dtype == torch.float32 else v for v in values]
 
 
-def results_of(call: dict[str, Any], backend: Any = triton) -> dict[str, Tensor]:
-    name = "sinkhorn_points_forward" if "metric" in call else "sinkhorn_forward"
-    found = getattr(backend, name)(*call.values())
-    return dict(zip(RESULTS, found, strict=True))
+@contextlib.contextmanager
+def guarded() -> Iterator[None]:
+    """Within the block a launcher's tensors lie between marked bands and hold NaN (integers: the
+    mark) until they are written; a kernel that writes outside is found out at the end."""
+    bands: list[Tensor] = []
+    kept = torch.Tensor.new_empty, torch.Tensor.new_zeros
+
+    def allocate(self: Tensor, *size: Any, fill: float | None = None, **options: Any) -> Tensor:
+        shape = size[0] if len(size) == 1 and isinstance(size[0], tuple) else size
+        count = math.prod(shape)
+        buffer = kept[0](self, count + 2 * BAND, **options).fill_(MARK)
+        bands.extend((buffer[:BAND], buffer[BAND + count :]))
+        inside = buffer[BAND : BAND + count].view(shape)
+        if fill is None and buffer.dtype.is_floating_point:
+            fill = math.nan
+        return inside if fill is None else inside.fill_(fill)
+
+    torch.Tensor.new_empty = allocate  # type: ignore[method-assign]
+    torch.Tensor.new_zeros = lambda self, *size, **options: allocate(  # type: ignore
+        self, *size, fill=0.0, **options
+    )
+    try:
+        yield
+    finally:
+        torch.Tensor.new_empty, torch.Tensor.new_zeros = kept  # type: ignore[method-assign]
+    assert all(bool((band == MARK).all()) for band in bands), "written outside of a tensor"
+
+
+def run(name: str, arguments: Sequence[Any]) -> tuple[Tensor, ...]:
+    """A Triton primitive on DEVICE, its results on the CPU."""
+    arguments = [a.to(DEVICE) if isinstance(a, Tensor) else a for a in arguments]
+    with guarded():
+        found = getattr(triton, name)(*arguments)
+    return tuple(one.cpu() for one in ((found,) if isinstance(found, Tensor) else found))
+
+
+def results_of(call: dict[str, Any]) -> dict[str, Tensor]:
+    """The eleven results of the forward function that takes `call`."""
+    return dict(zip(RESULTS, run(forward_of(call), list(call.values())), strict=True))
+
+
+def forward_of(call: dict[str, Any]) -> str:
+    return "sinkhorn_points_forward" if "metric" in call else "sinkhorn_forward"
 
 
 def compare(call: dict[str, Any]) -> dict[str, Tensor]:
@@ -99,10 +146,11 @@ def compare(call: dict[str, Any]) -> dict[str, Tensor]:
 
     `error` is a difference of nearly equal marginals: its budget is that of r.
     """
-    name = "sinkhorn_points_forward" if "metric" in call else "sinkhorn_forward"
+    specification = getattr(reference, forward_of(call))
+    values = list(call.values())
     actual = results_of(call)
-    base = results_of(call, reference)
-    exact = dict(zip(RESULTS, getattr(reference, name)(*wide(list(call.values()))), strict=True))
+    base = dict(zip(RESULTS, specification(*values), strict=True))
+    exact = dict(zip(RESULTS, specification(*wide(values)), strict=True))
     assert torch.equal(actual["status"], base["status"]), (actual["status"], base["status"])
     assert torch.equal(actual["n_iter"], base["n_iter"]), (actual["n_iter"], base["n_iter"])
     # Potentials together, and as one row: those of one side or one problem may all be near 0.
@@ -126,13 +174,13 @@ def same_bits(one: Tensor, other: Tensor) -> bool:
     )
 
 
-def compare_primitive(name: str, arguments: Sequence[Any]) -> Any:
-    """A primitive that returns one tensor or a tuple of them, within budget of the reference."""
-    actual = getattr(triton, name)(*arguments)
+def compare_primitive(name: str, arguments: Sequence[Any]) -> tuple[Tensor, ...]:
+    """The results of a primitive, each within budget of the reference."""
+    actual = run(name, arguments)
     base = getattr(reference, name)(*arguments)
     exact = getattr(reference, name)(*wide(arguments))
-    if isinstance(actual, Tensor):
-        actual, base, exact = (actual,), (base,), (exact,)
+    if isinstance(base, Tensor):
+        base, exact = (base,), (exact,)
     for k, (got, narrow, true) in enumerate(zip(actual, base, exact, strict=True)):
         assert_within_budget(got, narrow, true, name=f"{name}[{k}]")
     return actual
