@@ -1,0 +1,38 @@
+"""The operators that PyTorch sees: schemas, fakes, dispatch."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from tests.triton.interpreted.kit import DEVICE, matrix_problem, points_problem
+
+OPS = torch.ops.fedkernels
+
+
+def calls():
+    eps = torch.ones(2, dtype=torch.float64)
+    cost, x, y = torch.rand(2, 3, 4), torch.rand(2, 3, 2), torch.rand(2, 4, 2)
+    u, v = torch.rand(2, 3), torch.rand(2, 4)
+    w = torch.rand(2)
+    pairs = x, y, None, None
+    sides = u, v, u, v
+    return {
+        "sinkhorn_forward": tuple(matrix_problem(2, 3, 4, max_iter=2).values()),
+        "sinkhorn_plan": (cost, eps, None, u, v, w),
+        "sinkhorn_apply": (cost, eps, None, u, v, torch.rand(2, 4, 2), False),
+        "sinkhorn_points_forward": tuple(points_problem(2, 3, 4, 2, max_iter=1).values()),
+        "sinkhorn_points_plan": (x, y, eps, None, 0, u, v, None),
+        "sinkhorn_points_apply": (x, y, eps, None, 0, u, v, torch.rand(2, 3, 2), True),
+        "sinkhorn_points_backward": (x, y, eps, None, 0, u, v, w, w, u, v),
+        "conditional_transport_forward": (*pairs, 0, 0, 1.0),
+        "conditional_transport_backward": (*pairs, *sides, *sides, 0, 0, 1.0, 13),
+    }
+
+
+@pytest.mark.parametrize("name", calls())
+def test_opcheck(name):
+    arguments = [a.to(DEVICE) if isinstance(a, torch.Tensor) else a for a in calls()[name]]
+    op = getattr(OPS, f"{name}_triton").default
+    # There is no autograd below the public functions: the Functions stand outside of the ops.
+    torch.library.opcheck(op, arguments, test_utils=("test_schema", "test_faketensor"))
