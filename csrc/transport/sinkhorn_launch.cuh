@@ -8,7 +8,8 @@
 
 #include "transport/sinkhorn_finish.cuh"
 #include "transport/sinkhorn_on_chip.cuh"
-#include "transport/sinkhorn_stream.cuh"
+#include "transport/sinkhorn_stream_columns.cuh"
+#include "transport/sinkhorn_stream_rows.cuh"
 
 namespace fedkernels {
 
@@ -25,7 +26,7 @@ inline int64_t stream_slots(int64_t batch, int64_t n, int64_t m) {
 
 // Bytes of scratch for a call; 256 is the alignment of each part.
 struct SinkhornScratch {
-  int64_t slots, problems, part, error, linear, u, bytes;
+  int64_t slots, problems, part, error, linear, u, pace, bytes;
 
   SinkhornScratch(int64_t batch, int64_t n, int64_t m) : slots(stream_slots(batch, n, m)) {
     const int64_t stripes = ceil_div(n, kStreamRows);
@@ -40,17 +41,28 @@ struct SinkhornScratch {
     error = take(slots * stripes * 4);
     linear = take(slots * stripes * 8);
     u = take(2 * slots * n * 4);
+    pace = take(slots * static_cast<int64_t>(sizeof(StreamPace)));
   }
 };
 
-template <int L, int R, int C, int W>
-void launch_on_chip(const SinkhornCall& call, int larger_than, int up_to, cudaStream_t stream) {
+template <int L, int R, int C, int W, bool relaxes>
+void launch_class(const SinkhornCall& call, int larger_than, int up_to, cudaStream_t stream) {
   if (std::max(call.n, call.m) <= larger_than) return;
   // Without sizes every problem is as large as the block.
   if (call.sizes == nullptr && std::max(call.n, call.m) > up_to) return;
-  using Class = OnChip<L, R, C, W>;
-  FK_LAUNCH((sinkhorn_on_chip<L, R, C, W>), grid_of(ceil_div(call.batch, Class::problems)),
+  using Class = OnChip<L, R, C, W, relaxes>;
+  FK_LAUNCH((sinkhorn_on_chip<L, R, C, W, relaxes>), grid_of(ceil_div(call.batch, Class::problems)),
             Class::threads, 0, stream, call, larger_than, up_to);
+}
+
+template <bool relaxes>
+void launch_on_chip(const SinkhornCall& call, cudaStream_t stream) {
+  launch_class<4, 4, 1, 1, relaxes>(call, 0, 4, stream);
+  launch_class<8, 8, 1, 1, relaxes>(call, 4, 8, stream);
+  launch_class<16, 16, 1, 1, relaxes>(call, 8, 16, stream);
+  launch_class<32, 32, 1, 1, relaxes>(call, 16, 32, stream);
+  launch_class<32, 16, 2, 4, relaxes>(call, 32, 64, stream);
+  launch_class<32, 16, 4, 8, relaxes>(call, 64, kOnChip, stream);
 }
 
 template <Pass pass>
@@ -81,6 +93,7 @@ inline void launch_stream(const SinkhornCall& call, const SinkhornScratch& layou
     scratch.error = reinterpret_cast<float*>(memory + layout.error);
     scratch.linear = reinterpret_cast<double*>(memory + layout.linear);
     scratch.u = reinterpret_cast<float*>(memory + layout.u);
+    scratch.pace = reinterpret_cast<StreamPace*>(memory + layout.pace);
     launch_pass<Pass::first>(call, scratch, 1, stream);
     for (int k = 2; k <= call.max_iter; ++k) launch_pass<Pass::iterate>(call, scratch, k, stream);
     launch_pass<Pass::measure>(call, scratch, call.max_iter + 1, stream);
@@ -111,12 +124,11 @@ inline void launch_sinkhorn(SinkhornCall call, std::byte* memory, cudaStream_t s
     launch_prepare<32>(call, stream);
   }
   if (call.n > 0 && call.m > 0) {
-    launch_on_chip<4, 4, 1, 1>(call, 0, 4, stream);
-    launch_on_chip<8, 8, 1, 1>(call, 4, 8, stream);
-    launch_on_chip<16, 16, 1, 1>(call, 8, 16, stream);
-    launch_on_chip<32, 32, 1, 1>(call, 16, 32, stream);
-    launch_on_chip<32, 16, 2, 4>(call, 32, 64, stream);
-    launch_on_chip<32, 16, 4, 8>(call, 64, kOnChip, stream);
+    if (call.sor) {
+      launch_on_chip<true>(call, stream);
+    } else {
+      launch_on_chip<false>(call, stream);
+    }
     if (layout.slots > 0) launch_stream(call, layout, memory, stream);
   }
   if (extent <= 4) {

@@ -18,138 +18,73 @@
 // those it would have alone. Precision: float32, scalings rounded once an iteration.
 #pragma once
 
-#include "common/scatter.cuh"
-#include "transport/relaxation.h"
-#include "transport/sinkhorn_problem.cuh"
+#include "transport/sinkhorn_group.cuh"
 
 namespace fedkernels {
 
 // Scalings beyond 2^96 in one window would lose entries of E that matter.
 constexpr float kGuard = 96.0f;
 
-// L lanes a row, R rows a warp, C columns a lane, W warps; W = 1: warps work alone.
-template <int L, int R, int C, int W>
-struct OnChip {
-  static_assert(L >= R && R >= 4 && (W == 1 || L == warp_size));
-  static constexpr bool alone = W == 1;
-  static constexpr int groups = warp_size / L;  // problems a warp
-  static constexpr int warps = alone ? 2 : W;
-  static constexpr int threads = warps * warp_size;
+// `relaxes`: with over-relaxation (relaxation.h), in both domains.
+template <int L, int R, int C, int W, bool relaxes>
+struct OnChip : OnChipGroup<L, R, C, W> {
+  using Group = OnChipGroup<L, R, C, W>;
+  using typename Group::KeptPace;
+  using typename Group::Shared;
+  using Group::E, Group::a, Group::alone, Group::any, Group::b, Group::call, Group::cell,
+      Group::column, Group::combine, Group::damping_a, Group::damping_b, Group::each_row, Group::k,
+      Group::lane, Group::load, Group::m, Group::meet, Group::n, Group::owner, Group::p, Group::q,
+      Group::reduce, Group::row, Group::scale, Group::scatter, Group::share_a, Group::shared,
+      Group::spread, Group::u, Group::v, Group::warp;
+
   // Blocks a multiprocessor at least: what bounds the registers of a thread.
-  static constexpr int blocks = alone ? (R > 16 ? 8 : 12) : C > 2 ? 2 : 3;
-  static constexpr int problems = alone ? warps * groups : 1;  // a block
-  static constexpr int columns = L * C;
-  static constexpr int share = L / R;  // lanes that own the same row
+  static constexpr int blocks =
+      Group::alone ? (Group::columns > 16 ? 8 : relaxes ? 10 : 12) : Group::columns > 64 ? 2 : 3;
 
-  struct Shared {
-    alignas(16) float line[warps][R * groups];
-    float part[alone ? 1 : W][columns];
-    float total[columns];
-    float error[W];
-    float b[columns];
+  struct Pace {
+    Relaxation<float> relaxation;
+    float used = 1.0f;  // omega of the last iteration
   };
-  struct alignas(16) Four {
-    float x[4];
-  };
-
-  const SinkhornCall& call;
-  Shared& shared;
-  int64_t k;
-  const float* cost;  // of the lane's first column in the warp's first row
-  int n, m, lane, warp, first_row, row;
-  bool owner;  // of two lanes with the same row, the one that writes and counts it
-  float scale, damping_a, damping_b, share_a;
-  float a;         // of the lane's row
-  float own_b[C];  // of its columns, where they are few
-  float u, v[C], p, q[C];
-  float E[R][C];
+  Pace pace;
 
   __device__ __forceinline__ OnChip(const SinkhornCall& call, Shared& shared)
-      : call(call), shared(shared) {}
+      : Group(call, shared) {}
 
-  __device__ __forceinline__ int column(int c) const { return lane + L * c; }
-
-  __device__ __forceinline__ float cell(int r, int c) const {
-    // A row of a padded block has less than 2^27 entries: an offset within a stripe fits 32 bits.
-    const bool inside = first_row + r < n && column(c) < m;
-    return inside ? cost[static_cast<unsigned>(r) * static_cast<unsigned>(call.m) + L * c] : 0.0f;
-  }
-
-  __device__ __forceinline__ float b(int c) const {
-    if constexpr (C > 2) return shared.b[column(c)];
-    return own_b[c];
-  }
-
-  // ---- across the lanes and warps of the problem
-
-  // Reduces x over the lanes; returns the result of the lane's own row.
-  template <typename Op>
-  __device__ __forceinline__ float scatter(float (&x)[R], Op op) const {
-    return warp_scatter<R, L>(x, op);
-  }
-
-  // Puts a value of each row where each_row finds it.
-  __device__ __forceinline__ void spread(float value) {
-    float* line = shared.line[warp];
-    __syncwarp();  // an earlier line may still be read
-    if (owner) line[static_cast<int>(threadIdx.x) % warp_size / share] = value;
-    __syncwarp();
-  }
-
-  template <typename F>
-  __device__ __forceinline__ void each_row(F f) const {
-    const float* line =
-        shared.line[warp] + static_cast<int>(threadIdx.x) % warp_size / L * R;
-#pragma unroll
-    for (int r = 0; r < R; r += 4) {
-      const Four four = *reinterpret_cast<const Four*>(line + r);
-#pragma unroll
-      for (int i = 0; i < 4; ++i) f(r + i, four.x[i]);
+  // What the error of the pair after iteration it - 1 decides: whether the problem stops there, and
+  // the pace of iteration `it`.
+  __device__ __forceinline__ bool passes(int it, float error, bool moving) {
+    const bool within = call.tol > 0.0f && error <= call.tol;
+    if constexpr (relaxes) {
+      if (!moving) return false;
+      pace.relaxation.observe(it - 1, error);
+      const bool plain = pace.used == 1.0f;
+      pace.used = within || it >= call.max_iter ? 1.0f : pace.relaxation.omega;
+      return within && plain;
     }
+    return within && moving;
   }
 
-  // Combines columns over the warps, in their order. `at_barrier` runs while all have arrived.
-  template <typename Op, typename F>
-  __device__ __forceinline__ void combine(float (&x)[C], Op op, F at_barrier) {
-    if constexpr (!alone) {
-#pragma unroll
-      for (int c = 0; c < C; ++c) shared.part[warp][column(c)] = x[c];
-      __syncthreads();
-      const int j = static_cast<int>(threadIdx.x);
-      if (j < columns) {
-        float total = shared.part[0][j];
-#pragma unroll
-        for (int w = 1; w < W; ++w) total = op(total, shared.part[w][j]);
-        shared.total[j] = total;
-      }
-      at_barrier();
-      __syncthreads();
-#pragma unroll
-      for (int c = 0; c < C; ++c) x[c] = shared.total[column(c)];
+  __device__ __forceinline__ KeptPace& kept_pace() const {
+    return shared.pace[alone ? static_cast<int>(threadIdx.x) / L : 0];
+  }
+  __device__ __forceinline__ void keep_pace() {
+    meet();
+    if (lane == 0 && (alone || warp == 0)) {
+      const Relaxation<float>& r = pace.relaxation;
+      kept_pace() = {r.omega, r.one_ago, r.two_ago, r.marked, pace.used};
     }
+    meet();
+  }
+  __device__ __forceinline__ void restore_pace() {
+    const KeptPace& kept = kept_pace();
+    pace = {{kept.omega, kept.one_ago, kept.two_ago, kept.marked}, kept.used};
   }
 
-  template <typename Op>
-  __device__ __forceinline__ void combine(float (&x)[C], Op op) {
-    combine(x, op, [] {});
-  }
-
-  template <typename T, typename Op>
-  __device__ __forceinline__ T reduce(T x, Op op) const {
-    if constexpr (alone) {
-      return warp_reduce<L>(x, op);
-    } else {
-      return block_reduce<threads>(x, op);
-    }
-  }
-
-  // Whether a flag that is the same in all lanes of a problem is set in any problem of this warp.
-  __device__ __forceinline__ bool any(bool flag) const {
-    if constexpr (alone && groups > 1) {
-      return warp_reduce(flag ? 1 : 0, Maximum()) != 0;
-    } else {
-      return flag;
-    }
+  // log2 of the relaxed step from `from`, of which `to` is the plain one.
+  __device__ __forceinline__ float relaxed_step(float mass, float from, float to) const {
+    if (!relaxes || pace.used == 1.0f || !(mass > 0.0f)) return to;
+    const float rho = exp2f(to - from);
+    return rho > 0.5f && rho < 2.0f ? from + log2f(relaxed_factor(rho, pace.used)) : to;
   }
 
   // ---- the log domain; E is scratch
@@ -206,20 +141,22 @@ struct OnChip {
     const int end = to + (test_after && call.tol > 0.0f ? 1 : 0);
     for (int it = from + 1; it <= end; ++it) {
       const float lse = log_rows();
-      if (it > 1 && call.tol > 0.0f) {
+      if (it > 1 && (relaxes || call.tol > 0.0f)) {
         const float target = row_target(a, u, share_a);
         const float mine = owner && a > 0.0f ? fabsf(exp2f(u + lse) - target) : 0.0f;
-        if (reduce(mine, Sum()) <= call.tol && stopped == 0) stopped = it - 1;
+        if (passes(it, reduce(mine, Sum()), wanted && stopped == 0)) stopped = it - 1;
       }
       const bool moves = wanted && stopped == 0 && it <= to;
       if (!any(moves)) break;
-      const float next_u = log2f(a) - damping_a * lse;
+      const float next_u = relaxed_step(a, u, log2f(a) - damping_a * lse);
       float next_v[C];
       log_columns(next_u, next_v);
       if (moves) {
         u = next_u;
 #pragma unroll
-        for (int c = 0; c < C; ++c) v[c] = log2f(b(c)) - damping_b * next_v[c];
+        for (int c = 0; c < C; ++c) {
+          v[c] = relaxed_step(b(c), v[c], log2f(b(c)) - damping_b * next_v[c]);
+        }
       }
     }
     return stopped;
@@ -277,31 +214,40 @@ struct OnChip {
     for (int it = from + 1; it <= end; ++it) {
       const float t = row_sums();
       float error = 0.0f;
-      if (call.tol > 0.0f) {
+      if (relaxes || call.tol > 0.0f) {
         const float full_u = share_a == 0.0f ? u : u + log2f(p);
         const float target = row_target(a, full_u, share_a);
         error = warp_reduce<L>(owner && a > 0.0f ? fabsf(p * t - target) : 0.0f, Sum());
       }
-      const float next_p = scaling(a, t, u, damping_a);
+      bool moves = wanted && stopped == 0;
+      if constexpr (alone || relaxes) {
+        // The pace of this iteration depends on the error: an exchange of its own.
+        if constexpr (!alone) error = reduce(lane == 0 ? error : 0.0f, Sum());
+        if (passes(it, error, moves)) stopped = it - 1;
+      }
+      const bool plain = !relaxes || pace.used == 1.0f;
+      const float next_p = plain ? scaling(a, t, u, damping_a) : p * relaxed(a, p * t, pace.used);
       float sum[C];
       column_sums(next_p, sum);
       if constexpr (!alone) {
-        if (lane == 0) shared.error[warp] = error;
+        if (!relaxes && lane == 0) shared.error[warp] = error;
         combine(sum, Sum(), [&] {
+          if constexpr (relaxes) return;
           error = shared.error[0];
 #pragma unroll
           for (int w = 1; w < W; ++w) error += shared.error[w];
         });
+        if (!relaxes && passes(it, error, moves)) stopped = it - 1;
       }
-      if (call.tol > 0.0f && error <= call.tol && stopped == 0) stopped = it - 1;
-      const bool moves = wanted && stopped == 0 && it <= to;
+      moves = moves && stopped == 0 && it <= to;
       if (!any(moves)) break;
       if (moves) {
         p = next_p;
         lost |= a > 0.0f && !(p > 0.0f && finite(p));
 #pragma unroll
         for (int c = 0; c < C; ++c) {
-          q[c] = scaling(b(c), sum[c], v[c], damping_b);
+          q[c] = plain ? scaling(b(c), sum[c], v[c], damping_b)
+                       : q[c] * relaxed(b(c), q[c] * sum[c], pace.used);
           lost |= b(c) > 0.0f && !(q[c] > 0.0f && finite(q[c]));
         }
       }
@@ -319,48 +265,6 @@ struct OnChip {
 #pragma unroll
     for (int c = 0; c < C; ++c) v[c] += log2f(q[c]);
   }
-
-  // ---- the whole of it
-
-  // Whether the lane's problem is of this class, and its operands.
-  __device__ __forceinline__ bool load(int larger_than, int up_to) {
-    const int thread = static_cast<int>(threadIdx.x);
-    warp = thread / warp_size;
-    lane = thread % L;
-    first_row = alone ? 0 : warp * R;
-    row = first_row + lane / share;
-    owner = lane % share == 0;
-    k = static_cast<int64_t>(blockIdx.x) * problems + (alone ? thread / L : 0);
-    bool live = k < call.batch;
-    const SinkhornProblem p = live ? call.problems[k] : SinkhornProblem{};
-    scale = p.scale, damping_a = p.damping_a, damping_b = p.damping_b, share_a = p.share_a;
-    const int extent = p.n > p.m ? p.n : p.m;
-    live = live && p.state == kLive && extent > larger_than && extent <= up_to;
-    n = live ? p.n : 0, m = live ? p.m : 0;
-    cost = live ? call.cost_of(k) + static_cast<int64_t>(first_row) * call.m + lane : nullptr;
-    a = row < n ? call.mass_a(p, k, row) : 0.0f;
-#pragma unroll
-    for (int c = 0; c < C; ++c) {
-      own_b[c] = column(c) < m ? call.mass_b(p, k, column(c)) : 0.0f;
-      // Every warp writes the same values and reads its own.
-      if constexpr (C > 2) shared.b[column(c)] = own_b[c];
-      v[c] = own_b[c] > 0.0f ? call.start(p, k, column(c), log2f(own_b[c])) : -INFINITY;
-    }
-    u = -INFINITY;
-    if (!any(live)) return false;
-    bool wrong = false;
-#pragma unroll
-    for (int r = 0; r < R; ++r) {
-#pragma unroll
-      for (int c = 0; c < C; ++c) wrong |= !finite(cell(r, c));
-    }
-    if (reduce(wrong ? 1 : 0, Maximum()) != 0) {
-      if (live && lane == 0 && (alone || warp == 0)) call.problems[k].refused = 1;
-      live = false;
-    }
-    return live;
-  }
-
   __device__ __forceinline__ void run(int larger_than, int up_to) {
     const bool mine = load(larger_than, up_to);
     if (!any(mine)) return;
@@ -373,11 +277,13 @@ struct OnChip {
       const bool last = to == call.max_iter;
       bool bad = true;
       int stopped = 0;
+      if constexpr (relaxes) keep_pace();
       if (!call.log) {
         stopped = linear_window(done, to, last, live, bad);
         if (live && !bad) fold();
       }
       if (any(live && bad)) {
+        if (relaxes && bad) restore_pace();
         const int again = log_window(done, to, last, live && bad);
         if (bad) stopped = again;
       }
@@ -431,10 +337,11 @@ struct OnChip {
 };
 
 // Problems with max(n, m) in (larger_than, up_to]; the others are left.
-template <int L, int R, int C, int W>
-__global__ void __launch_bounds__((OnChip<L, R, C, W>::threads), (OnChip<L, R, C, W>::blocks))
+template <int L, int R, int C, int W, bool relaxes>
+__global__ void __launch_bounds__((OnChip<L, R, C, W, relaxes>::threads),
+                                  (OnChip<L, R, C, W, relaxes>::blocks))
     sinkhorn_on_chip(SinkhornCall call, int larger_than, int up_to) {
-  using Class = OnChip<L, R, C, W>;
+  using Class = OnChip<L, R, C, W, relaxes>;
   FK_SHARED(typename Class::Shared, shared);
   Class(call, shared).run(larger_than, up_to);
 }

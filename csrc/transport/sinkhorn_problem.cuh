@@ -16,6 +16,7 @@
 #include <cstdint>
 
 #include "common/cuda.h"
+#include "transport/relaxation.h"
 
 namespace fedkernels {
 
@@ -101,6 +102,11 @@ __device__ __forceinline__ float scaling(float mass, float t, float u, float dam
   if (!(mass > 0.0f)) return 0.0f;
   if (damping == 1.0f) return divide(mass, t);
   return exp2f(log2f(mass) - damping * (log2f(t) - u) - u);
+}
+
+// The factor of a side's scaling when its marginal is t: about (mass / t)^omega.
+__device__ __forceinline__ float relaxed(float mass, float t, float omega) {
+  return mass > 0.0f ? relaxed_factor(divide(mass, t), omega) : 0.0f;
 }
 
 // The row sum that is asked for: a, or a exp(-f / rho_a).

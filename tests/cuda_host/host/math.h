@@ -56,11 +56,18 @@ inline float exp2_approx(float x) {
 }  // namespace fedkernels
 
 #if defined(CUDA_HOST_COARSE)
+namespace cuda_host {
+// Functions, so that an argument is evaluated once: it may hold a shuffle.
+inline float coarse_exp2(float x) { return off_by(2, std::exp2(x), x); }
+inline float coarse_log2(float x) { return off_by(1, std::log2(x), x); }
+inline float coarse_exp(float x) { return off_by(2, std::exp(x), x); }
+inline float coarse_log(float x) { return off_by(1, std::log(x), x); }
+}  // namespace cuda_host
 // The library's names, which a kernel calls as CUDA's.
-#define exp2f(x) ::cuda_host::off_by(2, std::exp2(static_cast<float>(x)), static_cast<float>(x))
-#define log2f(x) ::cuda_host::off_by(1, std::log2(static_cast<float>(x)), static_cast<float>(x))
-#define expf(x) ::cuda_host::off_by(2, std::exp(static_cast<float>(x)), static_cast<float>(x))
-#define logf(x) ::cuda_host::off_by(1, std::log(static_cast<float>(x)), static_cast<float>(x))
+#define exp2f(x) ::cuda_host::coarse_exp2(x)
+#define log2f(x) ::cuda_host::coarse_log2(x)
+#define expf(x) ::cuda_host::coarse_exp(x)
+#define logf(x) ::cuda_host::coarse_log(x)
 #endif
 
 // Rounded correctly, whatever the compiler's flags: no contraction crosses them.
