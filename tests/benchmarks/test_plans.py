@@ -103,3 +103,11 @@ def test_conditional(monkeypatch):
     monkeypatch.setattr(plans, "conditional_transport", wrong)
     backend = "cpu" if is_built() else "reference"
     assert conditional_within_budget(x, y, temperature=0.5).passed == (backend == "reference")
+
+
+def test_every_case_of_check_kernels_passes():
+    rows = [row for row in plans.check(torch.device("cpu")) if row.status != "skipped"]
+    assert [str(row) for row in rows if not row.passed] == []
+    backends = {(row.op, row.backend) for row in rows}
+    assert ("conditional_transport", "reference") in backends
+    assert (("emd", "cpu") in backends) == is_built()

@@ -10,10 +10,11 @@ A family adds a file with a function `check(device)` that yields rows, and a lin
 from __future__ import annotations
 
 from collections.abc import Callable
+from itertools import chain
 
 import torch
 
-from fedkernels.testing.check import transport, triple_lora
+from fedkernels.testing.check import plans, transport, triple_lora
 from fedkernels.testing.check.compare import (
     Verdict,
     linear_within_budget,
@@ -42,7 +43,10 @@ __all__ = [
     "within_budget",
 ]
 
-_FAMILIES = {"transport": transport.check, "triple_lora": triple_lora.check}
+_FAMILIES = {
+    "transport": lambda device: chain(transport.check(device), plans.check(device)),
+    "triple_lora": triple_lora.check,
+}
 FAMILIES = tuple(_FAMILIES)
 
 

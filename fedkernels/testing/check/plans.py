@@ -8,20 +8,25 @@ the same value, all looked at in float64.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from fedkernels._backend import resolve
+from fedkernels._backend import refusals, resolve
 from fedkernels.testing.budget import error_budget
 from fedkernels.testing.check.compare import Verdict, verdict
+from fedkernels.testing.check.row import CheckRow
+from fedkernels.testing.inputs import random_tensor
 from fedkernels.transport.api import OPS, sinkhorn
 from fedkernels.transport.conditional import conditional_transport
 from fedkernels.transport.emd import emd
 from fedkernels.transport.result import TransportStatus
 
 __all__ = [
+    "check",
     "conditional_within_budget",
     "emd_is_optimal",
     "iterates_within_budget",
@@ -171,3 +176,55 @@ def _worst(shares: dict[str, float], backend: str) -> Verdict:
     worst = max(shares, key=shares.__getitem__)
     used = max(shares[worst], 0.0)
     return Verdict(used <= 1, used, backend, f"{used:.2f} of what rounding allows ({worst})")
+
+
+_DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
+_EMD_CASES = {
+    # name: (B, n, m, whether masses are random, whether costs tie)
+    "uniform": (6, 16, 16, False, False),
+    "masses": (6, 9, 21, True, False),
+    "ties": (6, 12, 12, False, True),
+    "one row": (2, 1, 5, True, False),
+    "large": (1, 130, 97, True, False),
+}
+_CONDITIONAL_CASES = {"small": (9, 5, 4), "tokens": (130, 100, 64), "one": (1, 1, 3)}  # N, M, D
+
+
+def check(device: torch.device) -> Iterator[CheckRow]:
+    """Exact and conditional transport: every case on every backend of `device`, in every dtype."""
+    for case, (batch, n, m, massive, ties) in _EMD_CASES.items():
+        for dtype in _DTYPES:
+            cost = random_tensor((batch, n, m), seed=1)
+            cost = (cost.round() if ties else cost).to(device, dtype)
+            # Half masses do not add up to the same totals.
+            given = massive and dtype in (torch.float32, torch.float64)
+            masses = [
+                random_tensor((batch, k), seed=k).double().softmax(1).to(device, dtype)
+                for k in ((n, m) if given else ())
+            ]
+            yield from _rows("emd", case, cost, partial(_on_the_cpu, cost, *masses))
+    for case, (n, m, d) in _CONDITIONAL_CASES.items():
+        # float64 gradients are differences of larger terms: only long double could judge them.
+        for dtype in _DTYPES[:3]:
+            x, y = (random_tensor((k, d), seed=k).to(device, dtype) for k in (n, m))
+            compare = partial(conditional_within_budget, x, y, temperature=1.0)
+            yield from _rows("conditional_transport", case, x, compare)
+
+
+def _on_the_cpu(*tensors: Tensor, backend: str) -> Verdict:
+    return emd_is_optimal(*tensors)
+
+
+def _rows(op: str, case: str, first: Tensor, compare: Callable[..., Verdict]) -> Iterator[CheckRow]:
+    label = str(first.dtype).removeprefix("torch.")
+    for backend, reason in refusals(OPS[op], first).items():
+        place = ("transport", op, case, backend, label)
+        if reason is not None:
+            yield CheckRow(*place, "skipped", reason)
+            continue
+        try:
+            found = compare(backend=backend)
+        except Exception as error:  # a kernel that raises has failed; the others still run
+            line = (str(error).splitlines() or [""])[0]
+            found = Verdict(False, math.inf, backend, f"{type(error).__name__}: {line}")
+        yield CheckRow(*place, "passed" if found.passed else "failed", found.detail, found.used)
