@@ -252,11 +252,13 @@ def _primitives(backend: str) -> Any:
 def _relaxed(backend: str, solver: str, rho: tuple[float, float], tol: float) -> bool:
     if solver == "auto":
         return backend in _RELAXING and math.isinf(rho[0]) and math.isinf(rho[1]) and tol > 0
+    if solver == "sor" and backend not in _RELAXING:
+        raise ValueError(f'solver "sor" is not on the backend {backend!r}: pass "sinkhorn"')
     return solver == "sor"
 
 
 # Backends whose kernels over-relax.
-_RELAXING = frozenset(("cpu", "reference"))
+_RELAXING = frozenset(("cpu", "triton", "reference"))
 
 
 def _start(init: Init) -> Tensor | None:
@@ -291,7 +293,11 @@ def _worst(cross: Tensor, *own: Tensor) -> Tensor:
     """The status of the cross problem, unless one of the others ended worse."""
     worst = cross
     for status in own:
-        bad = (status == TransportStatus.NON_FINITE) | (status == TransportStatus.INFEASIBLE)
-        later = (status == TransportStatus.MAX_ITER) & (worst == TransportStatus.CONVERGED)
+        bad = (status == _NON_FINITE) | (status == _INFEASIBLE)
+        later = (status == _MAX_ITER) & (worst == _CONVERGED)
         worst = torch.where(bad | later, status, worst)
     return worst
+
+
+# As plain numbers: Dynamo compares a tensor with an IntEnum to one bool.
+_CONVERGED, _MAX_ITER, _NON_FINITE, _INFEASIBLE = (int(s) for s in list(TransportStatus)[:4])

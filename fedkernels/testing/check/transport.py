@@ -157,9 +157,15 @@ def _solution(function: Callable[..., Any], inputs: Mapping[str, Any], *, backen
         "plan": plan,
         "product": found.apply(V.to(plan.device, plan.dtype)),
     }
+    gradients = _gradients(found.value, leaves, "value")
+    # Mass gradients are potentials less their mean: rounding is that of the potentials.
+    rows = {key: gradients.pop(key) for key in ("value da", "value db") if key in gradients}
+    potentials = results["potentials"].detach()
+    if rows:
+        gradients |= _together({**rows, "scale": potentials}, "value, masses")
     return {
         **{key: t.detach() for key, t in results.items()},
-        **_gradients(found.value, leaves, "value"),
+        **gradients,
         **_together(_gradients(found.linear_cost, leaves, "linear"), "gradients of linear"),
         **_together(_gradients(plan, leaves, "plan"), "gradients of plan"),
     }
@@ -168,7 +174,10 @@ def _solution(function: Callable[..., Any], inputs: Mapping[str, Any], *, backen
 def _divergence(function: Callable[..., Any], inputs: Mapping[str, Any], *, backend: str) -> dict:
     leaves = _leaves(inputs)
     found = function(**leaves, backend=backend)
-    return {"value": found.value.detach(), **_gradients(found.value, leaves, "value")}
+    # Differences of the gradients of three problems: what their rounding is measured by is the
+    # size of all.
+    gradients = _together(_gradients(found.value, leaves, "value"), "gradients")
+    return {"value": found.value.detach(), **gradients}
 
 
 def _long_double(inputs: Mapping[str, Any]) -> dict[str, Any]:
