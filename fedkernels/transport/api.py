@@ -103,7 +103,7 @@ def sinkhorn(
         max_iter=max_iter,
         tol=float(tol),
         log=mode == "log",
-        sor=_relaxed(name, solver, pair, tol),
+        sor=_relaxed(solver, pair, tol),
     )
     if strict:
         report("sinkhorn", state.status)
@@ -158,7 +158,7 @@ def sinkhorn_points(
         settings,
         max_iter=max_iter,
         tol=float(tol),
-        sor=_relaxed(name, solver, pair, tol),
+        sor=_relaxed(solver, pair, tol),
         symmetric=False,
     )
     if strict:
@@ -205,7 +205,7 @@ def sinkhorn_divergence(
         max_iter=max_iter, tol=tol, solver=solver, reg_type="kl", grad="envelope", rho=pair
     )
     name = resolve("sinkhorn_divergence", backend, _POINTS_CANDIDATES, x)
-    relaxed = _relaxed(name, solver, pair, tol)
+    relaxed = _relaxed(solver, pair, tol)
     cross = build(x, y, a=a, b=b, eps=eps, sizes=sizes, g0=None, entropy=False)
     assert cross.right is not None
     first, second = _both_masses(cross)
@@ -249,16 +249,10 @@ def _primitives(backend: str) -> Any:
     return reference if backend == "reference" else ops.primitives(backend)
 
 
-def _relaxed(backend: str, solver: str, rho: tuple[float, float], tol: float) -> bool:
+def _relaxed(solver: str, rho: tuple[float, float], tol: float) -> bool:
     if solver == "auto":
-        return backend in _RELAXING and math.isinf(rho[0]) and math.isinf(rho[1]) and tol > 0
-    if solver == "sor" and backend not in _RELAXING:
-        raise ValueError(f'solver "sor" is not on the backend {backend!r}: pass "sinkhorn"')
+        return math.isinf(rho[0]) and math.isinf(rho[1]) and tol > 0
     return solver == "sor"
-
-
-# Backends whose kernels over-relax.
-_RELAXING = frozenset(("cpu", "triton", "reference"))
 
 
 def _start(init: Init) -> Tensor | None:
