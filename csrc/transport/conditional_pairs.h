@@ -9,7 +9,7 @@ using Points = ConditionalPoints<T>;
 
 // Sums of a dot run over this many terms, then start anew; norms are summed in the same order, so
 // that x . x is |x|^2 bit for bit.
-constexpr int64_t dot_run = 256;
+constexpr int64_t dot_run = 128;
 
 // Beyond any exponent and far from overflow: exp2(-far) is 0 and far - far is 0.
 template <typename T>
@@ -145,6 +145,18 @@ struct Pair {
   }
 };
 
+// a^2 + sum as the tiles of the product add it: contracted there, so fused here (left to itself g++
+// vectorises along k, and then it multiplies and adds apart).
+template <typename T>
+inline T squared_onto(T a, T sum) {
+#ifdef WITH_AVX2
+  if constexpr (sizeof(T) == 4) return __builtin_fmaf(a, a, sum);
+  return __builtin_fma(a, a, sum);
+#else
+  return a * a + sum;
+#endif
+}
+
 // Squared norms of rows, eight chains at a time.
 template <typename T>
 void square_norms(const T* in, int64_t stride, int64_t rows, int64_t D, T* out) {
@@ -158,7 +170,7 @@ void square_norms(const T* in, int64_t stride, int64_t rows, int64_t D, T* out) 
       const int64_t end = std::min(k0 + dot_run, D);
       T sum[chains] = {};
       for (int64_t k = k0; k < end; ++k) {
-        for (int64_t r = 0; r < chains; ++r) sum[r] += at[r][k] * at[r][k];
+        for (int64_t r = 0; r < chains; ++r) sum[r] = squared_onto(at[r][k], sum[r]);
       }
       for (int64_t r = 0; r < chains; ++r) total[r] += sum[r];
     }
@@ -231,7 +243,8 @@ void make_ready(const Conditional<T>& f, const Points<T>& points, bool raw, int6
   for (int64_t i = 0; i < count; ++i) {
     const int64_t from = begin + i, to = at + i;
     if (!f.backward) {
-      side[mass][to] = points.mass ? points.mass[from] / points.largest_mass : T{1};
+      const T share = points.mass ? points.mass[from] / points.largest_mass : T{1};
+      side[mass][to] = share < 0 ? std::numeric_limits<T>::quiet_NaN() : share;
       continue;
     }
     side[mass][to] = points.mass ? points.mass[from] : T{1} / static_cast<T>(points.count);
