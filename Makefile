@@ -33,7 +33,7 @@ demo: $(STAMPS)/install
 
 # The kernels run under every instruction set that this machine has; everything else once.
 test: $(STAMPS)/dev
-	$(BIN)/python -m pytest --ignore=tests/ops
+	$(BIN)/python -m pytest --ignore=tests/ops --ignore=tests/triton
 	@set -e; sets=$$($(BIN)/python -m fedkernels.info --capabilities); \
 	for set in $${sets:-none}; do \
 	  echo "tests/ops, instruction set: $$set"; \
@@ -41,9 +41,10 @@ test: $(STAMPS)/dev
 	  else FEDKERNELS_CPU_CAPABILITY=$$set $(BIN)/python -m pytest tests/ops; fi; \
 	done
 
-# Triton kernels compiled for three architectures without a GPU; `make test` interprets them.
+# Triton kernels without a GPU: interpreted, in processes of their own, and compiled for three
+# architectures.
 triton-check: $(STAMPS)/dev
-	FEDKERNELS_TRITON_CHECK=1 $(BIN)/python -m pytest tests/triton/compiled
+	FEDKERNELS_TRITON_CHECK=1 $(BIN)/python -m pytest tests/triton
 
 # CUDA kernels without a GPU: setup.py's CUDA branch, built, linked and loaded. Needs nvcc.
 cuda-check: $(STAMPS)/dev
