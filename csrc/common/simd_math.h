@@ -3,7 +3,8 @@
 //   exp2   relative error 1e-7 (float; the polynomial alone 2e-9), 2e-16 (double);
 //          exact at whole numbers; -inf gives 0, NaN stays NaN; results below the smallest normal
 //          number are 0, above 2^127.5 (2^1023.5) inf.
-//   log2   relative error 3e-7, 5e-16, also near 1; 0 gives -inf, below 0 and NaN give NaN, subnormal
+//   log2   relative error 3e-7, 5e-16, also near 1; 0 gives -inf, below 0 and NaN give NaN,
+//   subnormal
 //          numbers are read exactly.
 //
 // No -ffast-math anywhere near: the rounding by `magic` would be folded away.
@@ -42,6 +43,21 @@ inline V larger(V a, V b) {
   return a < b ? b : a;
 }
 
+// x between two bounds; a NaN stays.
+template <typename T>
+inline Vec<T> between(Vec<T> x, Vec<T> low, Vec<T> high) {
+#if defined(WITH_AVX2) && !defined(WITH_AVX512)
+  // These instructions return their second operand where one of them is NaN.
+  if constexpr (sizeof(T) == 4) {
+    return Vec<T>(_mm256_min_ps(__m256(high), _mm256_max_ps(__m256(low), __m256(x))));
+  } else {
+    return Vec<T>(_mm256_min_pd(__m256d(high), _mm256_max_pd(__m256d(low), __m256d(x))));
+  }
+#endif
+  x = x < low ? low : x;
+  return x > high ? high : x;
+}
+
 template <typename T>
 struct MathConstants;
 
@@ -61,9 +77,10 @@ struct MathConstants<double> {
   static constexpr int mantissa = 52, bias = 1023, terms = 12;
   static constexpr double magic = 6755399441055744.0;  // 1.5 * 2^52
   static constexpr double exp2[terms] = {
-      0.6931471805599453,    0.24022650695910072,    0.055504108664821625,  0.00961812910762848,
-      0.001333355814640647,  0.00015403530393370734, 1.5252733841556773e-05, 1.3215486808705563e-06,
-      1.0178057087733941e-07, 7.0548973041554995e-09, 4.4558179083360645e-10, 2.5729324177362305e-11};
+      0.6931471805599453,     0.24022650695910072,    0.055504108664821625,
+      0.00961812910762848,    0.001333355814640647,   0.00015403530393370734,
+      1.5252733841556773e-05, 1.3215486808705563e-06, 1.0178057087733941e-07,
+      7.0548973041554995e-09, 4.4558179083360645e-10, 2.5729324177362305e-11};
   static constexpr int odd_terms = 12;
   static constexpr double smallest = 2.2250738585072014e-308, raise = 18014398509481984.0,
                           raised = 54.0;
@@ -76,26 +93,25 @@ inline Vec<T> exp2_inside(Vec<T> x) {
   using I = typename Simd<T>::ivec;
   const Vec<T> shifted = x + C::magic;
   const Vec<T> f = x - (shifted - C::magic);
-  Vec<T> sum = broadcast(C::exp2[C::terms - 1]);
-  for (int i = C::terms - 2; i >= 0; --i) sum = sum * f + C::exp2[i];
+  // Two terms at a time: half the chain, and the chain is what a loop over short vectors waits for.
+  const Vec<T> square = f * f;
+  Vec<T> sum = C::exp2[C::terms - 1] * f + C::exp2[C::terms - 2];
+  for (int i = C::terms - 4; i >= 0; i -= 2) sum = sum * square + (C::exp2[i + 1] * f + C::exp2[i]);
   sum = sum * f + T{1};
-  // The whole number stands in the low bits of `shifted`; its scale is built in the exponent.
-  const I whole = reinterpret_cast<I>(shifted) - std::bit_cast<typename Simd<T>::Int>(C::magic);
-  const I scale = (whole + C::bias) << C::mantissa;
+  // The whole number stands in the low bits of `shifted`, and those of `magic` there are 0: shifted
+  // into the exponent, it is the scale.
+  const I scale = (reinterpret_cast<I>(shifted) + C::bias) << C::mantissa;
   return sum * reinterpret_cast<Vec<T>>(scale);
 }
 
 template <typename T>
-inline Vec<T> exp2_of(Vec<T> x) {
+[[gnu::always_inline]] inline Vec<T> exp2_of(Vec<T> x) {
   using C = MathConstants<T>;
-  const Vec<T> low = broadcast(T(-C::bias)), high = broadcast(T(C::bias + 1));
-  x = x < low ? low : x;  // a NaN passes both
-  x = x > high ? high : x;
-  return exp2_inside<T>(x);
+  return exp2_inside<T>(between<T>(x, broadcast(T(-C::bias)), broadcast(T(C::bias + 1))));
 }
 
 template <typename T>
-inline Vec<T> log2_of(Vec<T> x) {
+[[gnu::always_inline]] inline Vec<T> log2_of(Vec<T> x) {
   using C = MathConstants<T>;
   using I = typename Simd<T>::ivec;
   using Int = typename Simd<T>::Int;

@@ -1,17 +1,17 @@
 // Adaptive over-relaxation of Sinkhorn's steps (solver "sor"; balanced problems): host and device.
 //
-// A plain step multiplies the scaling of a row by rho = a_i / r_i, r_i the row's mass before the step;
-// a relaxed step multiplies it by factor(rho, omega), about rho^omega. omega follows from the rate at
-// which the marginal error falls: for successive over-relaxation with factor omega of an iteration
-// whose plain rate is lambda, the observed rate x satisfies (x + omega - 1)^2 = lambda x omega^2, and
-// the best factor is 2 / (1 + sqrt(1 - lambda)) (Thibault et al. 2017, arXiv 1711.01851; Lehmann et
-// al. 2021, arXiv 2012.12562).
+// A plain step multiplies the scaling of a row by rho = a_i / r_i, r_i the row's mass before the
+// step; a relaxed step multiplies it by factor(rho, omega), about rho^omega. omega follows from the
+// rate at which the marginal error falls: for successive over-relaxation with factor omega of an
+// iteration whose plain rate is lambda, the observed rate x satisfies (x + omega - 1)^2 = lambda x
+// omega^2, and the best factor is 2 / (1 + sqrt(1 - lambda)) (Thibault et al. 2017, arXiv
+// 1711.01851; Lehmann et al. 2021, arXiv 2012.12562).
 //
-// One observation an iteration, after iteration k = 1, 2, ...: the error of the pair (u, v), known in
-// the row pass of iteration k + 1. That pass is relaxed with the omega from before; what it observed
-// holds from its column step on. omega changes after iterations 4, 8, 16 and every 16th, never because
-// of a neighbour. Safeguard: where the error has grown by 5 % since the last change, or its rate is
-// not below 1, the problem goes on without relaxation until the next change.
+// One observation an iteration, after iteration k = 1, 2, ...: the error of the pair (u, v), known
+// in the row pass of iteration k + 1. That pass is relaxed with the omega from before; what it
+// observed holds from its column step on. omega changes after iterations 4, 8, 16 and every 16th,
+// never because of a neighbour. Safeguard: where the error has grown by 5 % since the last change,
+// or its rate is not below 1, the problem goes on without relaxation until the next change.
 //
 // Stop: an error below the tolerance ends a problem only if the last column step was plain (the
 // columns are exact); otherwise the next column step is plain and the error is measured again. The

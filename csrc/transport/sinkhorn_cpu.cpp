@@ -1,6 +1,6 @@
 // CPU ops of batched Sinkhorn: sorts the problems by size, spreads them over torch's threads, and
-// shows the plan that a result stands for. Kernels: sinkhorn_lanes.h (up to 32 x 32, a problem in each
-// lane), sinkhorn_rows.h (larger).
+// shows the plan that a result stands for. Kernels: sinkhorn_lanes.h (up to 32 x 32, a problem in
+// each lane), sinkhorn_rows.h (larger).
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/ops.h>
 #include <torch/csrc/stable/tensor.h>
@@ -52,7 +52,8 @@ struct Size {
   int64_t n, m;
 };
 
-// The size of problem k; what lies beyond the block is cut off (api.py refuses it where it can look).
+// The size of problem k; what lies beyond the block is cut off (api.py refuses it where it can
+// look).
 Size size_of(const Optional& sizes, int64_t k, int64_t n, int64_t m) {
   if (!sizes) return {n, m};
   const int64_t* own = data_of<int64_t>(*sizes) + 2 * k;
@@ -77,10 +78,13 @@ void solve(std::vector<Problem<T>>& problems, const Settings& settings) {
   const int64_t threads = torch::stable::get_num_threads();
   Queue small, large;
   std::vector<int64_t> striped;
+  int64_t height = 0, width = 0;
   for (int64_t k = 0; k < static_cast<int64_t>(problems.size()); ++k) {
     const Problem<T>& problem = problems[k];
     if (std::max(problem.n, problem.m) <= lanes_limit) {
       small.order.push_back(k);
+      height = std::max(height, problem.n);
+      width = std::max(width, problem.m);
     } else if (problem.n * problem.m > striped_cells) {
       striped.push_back(k);
     } else {
@@ -100,8 +104,8 @@ void solve(std::vector<Problem<T>>& problems, const Settings& settings) {
     striped.clear();
   }
   for (const int64_t k : striped) kernels.solve_rows(problems[k], settings, true);
-  const int64_t groups = (static_cast<int64_t>(small.order.size()) + kernels.lanes - 1) /
-                         kernels.lanes;
+  const int64_t groups =
+      (static_cast<int64_t>(small.order.size()) + kernels.lanes - 1) / kernels.lanes;
   const int64_t workers = std::min<int64_t>(threads, groups + large.order.size());
   if (workers == 0) return;
   torch::stable::parallel_for(0, workers, 1, [&](int64_t begin, int64_t end) {
@@ -109,7 +113,7 @@ void solve(std::vector<Problem<T>>& problems, const Settings& settings) {
       for (int64_t k = Queue::take(&large); k >= 0; k = Queue::take(&large)) {
         kernels.solve_rows(problems[k], settings, false);
       }
-      kernels.solve_lanes(problems.data(), &Queue::take, &small, settings);
+      kernels.solve_lanes(problems.data(), height, width, &Queue::take, &small, settings);
     }
   });
 }
@@ -122,14 +126,14 @@ Results forward_as(const Tensor& cost, const Optional& a, const Optional& b, con
                    const Optional& sizes, const Optional& g0, int64_t batch,
                    const Settings& settings) {
   const int64_t n = cost.size(1), m = cost.size(2);
-  const auto empty = [&](std::vector<int64_t> shape) { return torch::stable::new_empty(cost, shape); };
+  const auto empty = [&](std::vector<int64_t> shape) {
+    return torch::stable::new_empty(cost, shape);
+  };
   Tensor value = empty({batch}), linear = empty({batch}), error = empty({batch});
   Tensor f = empty({batch, n}), u = empty({batch, n}), r = empty({batch, n});
   Tensor g = empty({batch, m}), v = empty({batch, m}), c = empty({batch, m});
-  Tensor n_iter =
-      torch::stable::new_empty(cost, std::vector<int64_t>{batch}, ScalarType::Int);
-  Tensor status =
-      torch::stable::new_empty(cost, std::vector<int64_t>{batch}, ScalarType::Byte);
+  Tensor n_iter = torch::stable::new_empty(cost, std::vector<int64_t>{batch}, ScalarType::Int);
+  Tensor status = torch::stable::new_empty(cost, std::vector<int64_t>{batch}, ScalarType::Byte);
   std::vector<Problem<T>> problems(batch);
   for (int64_t k = 0; k < batch; ++k) {
     Problem<T>& p = problems[k];
@@ -161,8 +165,6 @@ Results sinkhorn_forward(const Tensor& cost, const Optional& a, const Optional& 
   }
   return forward_as<float>(cost, a, b, eps, sizes, g0, batch, settings);
 }
-
-// --- the plan of a result ----------------------------------------------------------------------------
 
 template <typename T>
 struct Plan {
@@ -232,7 +234,8 @@ Tensor apply_as(const Tensor& cost, const Tensor& eps, const Optional& sizes, co
       const T* values = data_of<T>(V) + k * inner * d;
       std::fill_n(sums.get(), block * d, 0.0);
       const auto add = [&](int64_t to, int64_t from, T weight) {
-        for (int64_t c = 0; c < d; ++c) sums.get()[to * d + c] += double(weight) * values[from * d + c];
+        for (int64_t c = 0; c < d; ++c)
+          sums.get()[to * d + c] += double(weight) * values[from * d + c];
       };
       if (transpose) {
         const int64_t count = std::max<int64_t>(0, std::min(last, p.size.m) - first);
@@ -254,11 +257,10 @@ Tensor apply_as(const Tensor& cost, const Tensor& eps, const Optional& sizes, co
   return result;
 }
 
-Tensor sinkhorn_apply(const Tensor& cost, const Tensor& eps, const Optional& sizes,
-                      const Tensor& u, const Tensor& v, const Tensor& V, bool transpose) {
-  return element_of(cost) == Element::f64
-             ? apply_as<double>(cost, eps, sizes, u, v, V, transpose)
-             : apply_as<float>(cost, eps, sizes, u, v, V, transpose);
+Tensor sinkhorn_apply(const Tensor& cost, const Tensor& eps, const Optional& sizes, const Tensor& u,
+                      const Tensor& v, const Tensor& V, bool transpose) {
+  return element_of(cost) == Element::f64 ? apply_as<double>(cost, eps, sizes, u, v, V, transpose)
+                                          : apply_as<float>(cost, eps, sizes, u, v, V, transpose);
 }
 
 }  // namespace

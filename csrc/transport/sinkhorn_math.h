@@ -22,12 +22,26 @@ inline Vec<T> multiply_add(Vec<T> a, Vec<T> b, Vec<T> c) {
 #endif
 }
 
-// log2 of an entry of the plan, K_ij + u_i + v_j with K = -C s: the one expression for it, so that the
-// plan that a result shows is the plan that the iteration saw, bit for bit. The first sum cancels:
-// rounded once, it costs little.
+// log2 of an entry of the plan, K_ij + u_i + v_j with K = -C s: the one expression for it, so that
+// the plan that a result shows is the plan that the iteration saw, bit for bit. The first sum
+// cancels: rounded once, it costs little.
 template <typename T>
 inline Vec<T> log_plan(Vec<T> cost, Vec<T> minus_s, Vec<T> u, Vec<T> v) {
   return multiply_add<T>(cost, minus_s, u) + v;
+}
+
+// Whether a lane of a mask is set.
+template <typename I>
+inline bool any(I mask) {
+#if defined(WITH_AVX512)
+  return _mm512_test_epi32_mask(__m512i(mask), __m512i(mask)) != 0;
+#elif defined(WITH_AVX2)
+  return !_mm256_testz_si256(__m256i(mask), __m256i(mask));
+#else
+  bool found = false;
+  for (size_t l = 0; l < sizeof(I) / sizeof(mask[0]); ++l) found |= mask[l] != 0;
+  return found;
+#endif
 }
 
 template <typename T>
@@ -47,6 +61,38 @@ inline T largest_of(Vec<T> x) {
   T most = x[0];
   for (int64_t l = 1; l < Simd<T>::lanes; ++l) most = x[l] > most ? x[l] : most;
   return most;
+}
+
+// The sum of each of L vectors, in one vector.
+template <typename T>
+inline Vec<T> sums_of_each(const Vec<T>* x) {
+#if defined(WITH_AVX512)
+  Vec<T> sums{};
+  for (int r = 0; r < Simd<T>::lanes; ++r) {
+    if constexpr (sizeof(T) == 4) {
+      sums[r] = _mm512_reduce_add_ps(__m512(x[r]));
+    } else {
+      sums[r] = _mm512_reduce_add_pd(__m512d(x[r]));
+    }
+  }
+  return sums;
+#elif defined(WITH_AVX2)
+  if constexpr (sizeof(T) == 4) {
+    const auto pair = [&](int r) { return _mm256_hadd_ps(__m256(x[r]), __m256(x[r + 1])); };
+    const __m256 first = _mm256_hadd_ps(pair(0), pair(2)), last = _mm256_hadd_ps(pair(4), pair(6));
+    return Vec<T>(_mm256_permute2f128_ps(first, last, 0x20)) +
+           Vec<T>(_mm256_permute2f128_ps(first, last, 0x31));
+  } else {
+    const __m256d first = _mm256_hadd_pd(__m256d(x[0]), __m256d(x[1]));
+    const __m256d last = _mm256_hadd_pd(__m256d(x[2]), __m256d(x[3]));
+    return Vec<T>(_mm256_permute2f128_pd(first, last, 0x20)) +
+           Vec<T>(_mm256_permute2f128_pd(first, last, 0x31));
+  }
+#else
+  Vec<T> sums{};
+  for (int r = 0; r < Simd<T>::lanes; ++r) sums[r] = sum_of<T>(x[r]);
+  return sums;
+#endif
 }
 
 template <typename T>

@@ -66,7 +66,8 @@ bool prepare(Problem<T>& problem, const Settings& settings) {
   if (!problem.a && problem.b) a.sum = b.sum;
   if (!problem.b && problem.a) b.sum = a.sum;
   const bool start = !problem.g0 || total_of(problem.g0, m).finite;
-  const bool eps = std::isfinite(problem.eps) && problem.eps > 0;
+  problem.scale = static_cast<T>(1.4426950408889634074 / problem.eps);
+  const bool eps = std::isfinite(problem.eps) && problem.eps > 0 && std::isfinite(problem.scale);
   const bool finite = a.finite && b.finite && start && eps;
   if (!finite) return fail(problem, Status::non_finite), false;
   if (a.negative || b.negative) return fail(problem, Status::infeasible), false;
@@ -97,7 +98,6 @@ bool prepare(Problem<T>& problem, const Settings& settings) {
     }
     return settle_without_plan(problem, Status::converged, left), false;
   }
-  problem.scale = static_cast<T>(1.4426950408889634074 / problem.eps);
   return true;
 }
 
@@ -115,8 +115,7 @@ void conclude(Problem<T>& problem, const Settings& settings, int64_t n_iter, boo
     const double mass = problem.mass_of_row(i), f = problem.f[i];
     if (mass == 0) continue;  // its row of the plan is 0
     value += mass * dual_term(f, settings.rho_a);
-    const double wanted =
-        settings.rho_a == HUGE_VAL ? mass : mass * std::exp(-f / settings.rho_a);
+    const double wanted = settings.rho_a == HUGE_VAL ? mass : mass * std::exp(-f / settings.rho_a);
     error += std::fabs(problem.r[i] - wanted);
   }
   for (int64_t j = 0; j < problem.m; ++j) {

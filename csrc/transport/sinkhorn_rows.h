@@ -2,19 +2,18 @@
 //
 //   t_i = sum_j E_ij q_j;  p_i = a_i / t_i;  s_j += E_ij p_i;      then q_j = b_j / s_j
 //
-// Four rows at a time: their dot products read E from memory, their part of the column sums reads them
-// again from the first cache. Folds and guard as in sinkhorn_lanes.h. Precision: T, sums over stripes
-// and totals in double where they are scalars. Parallel axis: stripes of rows, whose number follows
-// from (n, m) alone; their column sums are added in order, so that a problem's bits do not depend on
-// the threads.
+// A vector's worth of rows at a time: their dot products read E from memory, their part of the
+// column sums reads them again from the first caches. Rows and columns that pad E are 0 and have no
+// mass. Folds and guard as in sinkhorn_lanes.h. Precision: T, sums over stripes and totals in
+// double where they are scalars. Parallel axis: stripes of rows, whose number follows from (n, m)
+// alone; their column sums are added in order, so that a problem's bits do not depend on the
+// threads.
 //
 // Included once per instruction set (common/each_capability.h): no include guard.
 
 template <typename T>
 class RowSweep {
   static constexpr int64_t L = Simd<T>::lanes;
-  static constexpr int64_t run = 2 * L;  // columns at a time
-  static constexpr int R = 4;            // rows at a time
   using V = Vec<T>;
 
  public:
@@ -22,7 +21,7 @@ class RowSweep {
       : p_(problem), settings_(settings), threads_(threads) {}
 
   void solve() {
-    n_ = p_.n, m_ = p_.m, width_ = round_up(m_, run);
+    n_ = p_.n, m_ = p_.m, tall_ = round_up(n_, L), width_ = round_up(m_, L);
     stripes_ = n_ * m_ > striped_cells ? 8 : 1;
     allocate();
     if (!finite_cost()) return fail(p_, Status::non_finite);
@@ -46,30 +45,29 @@ class RowSweep {
   }
 
  private:
-  // --- setting up ----------------------------------------------------------------------------------
-
   void allocate() {
-    const int64_t tall = round_up(n_, L);
-    memory_ = Scratch<T>((settings_.log ? 0 : n_ * width_) + (5 + stripes_) * width_ + 6 * tall);
+    memory_ =
+        Scratch<T>((settings_.log ? 0 : tall_ * width_) + (5 + stripes_) * width_ + 6 * tall_);
     T* at = memory_.get();
     const auto next = [&](int64_t count) { return std::exchange(at, at + count); };
     for (T** array : {&b_, &log_b_, &v_, &q_, &lse_columns_}) *array = next(width_);
-    for (T** array : {&a_, &log_a_, &u_, &row_, &row_next_, &lse_rows_}) *array = next(tall);
+    for (T** array : {&a_, &log_a_, &u_, &row_, &row_next_, &lse_rows_}) *array = next(tall_);
     partial_ = next(stripes_ * width_);
     E_ = at;
     std::fill(memory_.get(), E_, T{0});
+    if (!settings_.log) std::fill(E_ + n_ * width_, E_ + tall_ * width_, T{0});
     minus_s_ = -p_.scale;
     damping_a_ = static_cast<T>(Settings::damping(settings_.rho_a, p_.eps));
     damping_b_ = static_cast<T>(Settings::damping(settings_.rho_b, p_.eps));
     growth_ = settings_.rho_a == HUGE_VAL ? T{0} : static_cast<T>(p_.eps / settings_.rho_a);
     for (int64_t i = 0; i < n_; ++i) a_[i] = p_.mass_of_row(i);
     for (int64_t j = 0; j < m_; ++j) b_[j] = p_.mass_of_column(j);
-    for (int64_t i = 0; i < tall; i += L) store(log_a_ + i, log2_of<T>(load(a_ + i)));
+    for (int64_t i = 0; i < tall_; i += L) store(log_a_ + i, log2_of<T>(load(a_ + i)));
     for (int64_t j = 0; j < width_; j += L) store(log_b_ + j, log2_of<T>(load(b_ + j)));
     for (int64_t j = 0; j < width_; ++j) {
       v_[j] = log_b_[j] + (p_.g0 && j < m_ ? p_.g0[j] * p_.scale : T{0});
     }
-    std::fill(row_, row_ + tall, T{1});
+    std::fill(row_, row_ + tall_, T{1});
     std::fill(q_, q_ + width_, T{1});
   }
 
@@ -95,8 +93,9 @@ class RowSweep {
 
   template <typename F>
   void over_stripes(const F& f) {
+    const int64_t blocks = tall_ / L;
     const auto one = [&](int64_t stripe) {
-      f(stripe, stripe * n_ / stripes_, (stripe + 1) * n_ / stripes_);
+      f(stripe, stripe * blocks / stripes_ * L, std::min(n_, (stripe + 1) * blocks / stripes_ * L));
     };
     if (threads_ && stripes_ > 1) {
       torch::stable::parallel_for(0, stripes_, 1, [&](int64_t begin, int64_t end) {
@@ -110,8 +109,6 @@ class RowSweep {
   const T* cost_row(int64_t i) const { return p_.cost + i * p_.block_m; }
   int64_t window_end() const { return std::min(next_fold(fold_), settings_.max_iter); }
 
-  // --- absorbed iterations ---------------------------------------------------------------------------
-
   void iterate() {
     Stripes<double> errors{};
     const bool damped = !settings_.balanced();
@@ -124,7 +121,8 @@ class RowSweep {
     std::swap(row_, row_next_);
     for (int64_t j = 0; j < width_; j += L) {
       V sum = load(partial_ + j);
-      for (int64_t stripe = 1; stripe < stripes_; ++stripe) sum += load(partial_ + stripe * width_ + j);
+      for (int64_t stripe = 1; stripe < stripes_; ++stripe)
+        sum += load(partial_ + stripe * width_ + j);
       store(q_ + j, column_step(j, sum, damped));
     }
     ++iteration_;
@@ -134,84 +132,72 @@ class RowSweep {
   // The new p of rows [first, last), the stripe's part of the column sums, and of the error.
   template <Rule rule>
   double sweep(int64_t stripe, int64_t first, int64_t last) {
-    T* partial = partial_ + stripe * width_;
-    std::fill(partial, partial + width_, T{0});
-    double error = 0;
-    int64_t i = first;
-    for (; i + R <= last; i += R) error += rows<R, rule>(i, partial);
-    for (; i < last; ++i) error += rows<1, rule>(i, partial);
-    return error;
+    const int64_t width = width_;
+    T* partial = partial_ + stripe * width;
+    std::fill(partial, partial + width, T{0});
+    V error{};
+    V sums = first < last ? multiply(E_ + first * width, width) : V{};
+    for (int64_t i = first; i < last; i += L) {
+      const T* E = E_ + i * width;
+      error += absolute<T>(load(row_ + i) * sums - target<rule>(i));
+      store(row_next_ + i, row_step<rule>(i, sums));
+      // The next rows' products stand between this division and its use, and hide its latency.
+      if (i + L < last) sums = multiply(E + L * width, width);
+      add(E, width, row_next_ + i, partial);
+    }
+    return sum_of<T>(error);
   }
 
-  template <int N, Rule rule>
-  double rows(int64_t i, T* partial) {
-    const T* E = E_ + i * width_;
-    V sums[N][2] = {};
-    for (int64_t j = 0; j < width_; j += run) {
-      const V q0 = load(q_ + j), q1 = load(q_ + j + L);
-      for (int r = 0; r < N; ++r) {
-        sums[r][0] += load(E + r * width_ + j) * q0;
-        sums[r][1] += load(E + r * width_ + j + L) * q1;
+  // L rows of E times q.
+  V multiply(const T* E, int64_t width) const {
+    const T* q = q_;
+    V sums[L] = {};
+    for (int64_t j = 0; j < width; j += L) {
+      const V factor = load(q + j);
+      for (int64_t r = 0; r < L; ++r) sums[r] += load(E + r * width + j) * factor;
+    }
+    return sums_of_each<T>(sums);
+  }
+
+  // partial += E^T p for L rows of E, in two chains.
+  static void add(const T* E, int64_t width, const T* p, T* partial) {
+    V factor[L];
+    for (int64_t r = 0; r < L; ++r) factor[r] = broadcast(p[r]);
+    for (int64_t j = 0; j < width; j += L) {
+      V sum = load(partial + j), other{};
+      for (int64_t r = 0; r < L / 2; ++r) {
+        sum += load(E + r * width + j) * factor[r];
+        other += load(E + (r + L / 2) * width + j) * factor[r + L / 2];
       }
+      store(partial + j, sum + other);
     }
-    T totals[N];
-    V pairs[N];
-    for (int r = 0; r < N; ++r) pairs[r] = sums[r][0] + sums[r][1];
-    sum_each<N>(pairs, totals);
-    double error = 0;
-    for (int r = 0; r < N; ++r) {
-      error += std::fabs(row_[i + r] * totals[r] - target<rule>(i + r));
-      row_next_[i + r] = row_step<rule>(i + r, totals[r]);
-    }
-    V p[N];
-    for (int r = 0; r < N; ++r) p[r] = broadcast(row_next_[i + r]);
-    for (int64_t j = 0; j < width_; j += L) {
-      V sum = load(partial + j);
-      for (int r = 0; r < N; ++r) sum += load(E + r * width_ + j) * p[r];
-      store(partial + j, sum);
-    }
-    return error;
-  }
-
-  // Four horizontal sums at once: one by one they would cost as much as the products of a short row.
-  template <int N>
-  static void sum_each(const V* x, T* totals) {
-#if defined(WITH_AVX2) && !defined(WITH_AVX512)
-    if constexpr (N == 4 && sizeof(T) == 4) {
-      const __m256 pairs = _mm256_hadd_ps(__m256(x[0]), __m256(x[1]));
-      const __m256 others = _mm256_hadd_ps(__m256(x[2]), __m256(x[3]));
-      const __m256 fours = _mm256_hadd_ps(pairs, others);
-      _mm_storeu_ps(totals,
-                    _mm_add_ps(_mm256_castps256_ps128(fours), _mm256_extractf128_ps(fours, 1)));
-      return;
-    }
-#endif
-    for (int r = 0; r < N; ++r) totals[r] = sum_of<T>(x[r]);
   }
 
   template <Rule rule>
-  T target(int64_t i) const {
-    if constexpr (rule != Rule::damped) return a_[i];
-    if (a_[i] == 0) return 0;
-    const T potential = u_[i] + log2_of(row_[i]) - log_a_[i];
-    return a_[i] * exp2_of(-growth_ * potential);
+  V target(int64_t i) const {
+    const V mass = load(a_ + i);
+    if constexpr (rule != Rule::damped) return mass;
+    const V log_scaling = load(u_ + i) + log2_of<T>(load(row_ + i));
+    const V potential = mass == T{0} ? broadcast(T{0}) : log_scaling - load(log_a_ + i);
+    return mass * exp2_of<T>(-growth_ * potential);
   }
 
   template <Rule rule>
-  T row_step(int64_t i, T sum) const {
-    if (a_[i] == 0) return 0;
-    if constexpr (rule == Rule::plain) return a_[i] / sum;
+  V row_step(int64_t i, V sum) const {
+    const V mass = load(a_ + i);
+    if constexpr (rule == Rule::plain) return plain_step<T>(mass, sum);
     if constexpr (rule == Rule::relaxed) {
-      return row_[i] * fedkernels::relaxed_factor(a_[i] / (sum * row_[i]), omega_);
+      return relaxed_step<T>(mass, sum, load(row_ + i), broadcast(omega_));
     }
-    return exp2_of(log_a_[i] - damping_a_ * (log2_of(sum) - u_[i]) - u_[i]);
+    return exp2_of<T>(
+        damped_step<T>(mass, load(log_a_ + i), sum, load(u_ + i), broadcast(damping_a_)));
   }
 
   V column_step(int64_t j, V sum, bool damped) const {
     const V mass = load(b_ + j);
     if (damped) {
-      return exp2_of<T>(damped_step<T>(mass, load(log_b_ + j), sum, load(v_ + j),
-                                       broadcast(damping_b_)));
+      return exp2_of<T>(
+          damped_step<T>(mass, load(log_b_ + j), sum, load(v_ + j), broadcast(damping_b_)));
     }
     if (settings_.sor) return relaxed_step<T>(mass, sum, load(q_ + j), broadcast(omega_));
     return plain_step<T>(mass, sum);
@@ -238,8 +224,6 @@ class RowSweep {
     return true;
   }
 
-  // --- folds -----------------------------------------------------------------------------------------
-
   void rebuild() {
     over_stripes([&](int64_t, int64_t first, int64_t last) {
       for (int64_t i = first; i < last; ++i) {
@@ -248,7 +232,6 @@ class RowSweep {
         over_row(i, [&](int64_t j, V cost) {
           store(E + j, exp2_of<T>(log_plan<T>(cost, s, u, load(v_ + j))));
         });
-        std::fill(E + round_up(m_, L), E + width_, T{0});
       }
     });
   }
@@ -266,7 +249,7 @@ class RowSweep {
   }
 
   void fold() {
-    for (int64_t i = 0; i < n_; i += L) {
+    for (int64_t i = 0; i < tall_; i += L) {
       store(u_ + i, load(u_ + i) + log2_of<T>(load(row_ + i)));
     }
     for (int64_t j = 0; j < width_; j += L) store(v_ + j, load(v_ + j) + log2_of<T>(load(q_ + j)));
@@ -274,7 +257,7 @@ class RowSweep {
   }
 
   void reset() {
-    std::fill(row_, row_ + n_, T{1});
+    std::fill(row_, row_ + tall_, T{1});
     std::fill(q_, q_ + width_, T{1});
   }
 
@@ -309,92 +292,13 @@ class RowSweep {
     return {most, bad};
   }
 
-  // --- the log domain --------------------------------------------------------------------------------
-
-  void log_window() {
-    while (!done_ && iteration_ < window_end()) log_iteration();
-  }
-
-  void log_iteration() {
-    const V s = broadcast(minus_s_);
-    over_stripes([&](int64_t, int64_t first, int64_t last) {
-      for (int64_t i = first; i < last; ++i) lse_rows_[i] = row_lse(i, s);
-    });
-    const T omega = omega_;
-    if (iteration_ > 0) {
-      double error = 0;
-      for (int64_t i = 0; i < n_; ++i) {
-        error += std::fabs(exp2_of(u_[i] + lse_rows_[i]) - log_target(i));
-      }
-      if (!go_on(error)) return;
-    }
-    for (int64_t i = 0; i < n_; ++i) u_[i] = log_step(log_a_[i], u_[i], lse_rows_[i], damping_a_, omega);
-    column_lse();
-    for (int64_t j = 0; j < m_; ++j) {
-      v_[j] = log_step(log_b_[j], v_[j], lse_columns_[j], damping_b_, omega_);
-    }
-    ++iteration_;
-    done_ = iteration_ == settings_.max_iter;
-  }
-
-  T log_target(int64_t i) const {
-    if (settings_.balanced() || a_[i] == 0) return a_[i];
-    return a_[i] * exp2_of(-growth_ * (u_[i] - log_a_[i]));
-  }
-
-  T log_step(T log_mass, T before, T lse, T damping, T omega) const {
-    if (log_mass == -infinite<T>) return log_mass;
-    const T step = log_mass - damping * lse;
-    if (!settings_.sor || iteration_ == 0 || omega == T{1}) return step;
-    return before + log2_of(fedkernels::relaxed_factor(exp2_of(step - before), omega));
-  }
-
-  // log2 sum_j exp2(K_ij + v_j).
-  T row_lse(int64_t i, V s) const {
-    V most = broadcast(-infinite<T>), sum{};
-    over_row(i, [&](int64_t j, V cost) {
-      most = larger<V>(most, multiply_add<T>(cost, s, load(v_ + j)));
-    });
-    const T top = largest_of<T>(most);
-    const V base = broadcast(top == -infinite<T> ? T{0} : top);
-    over_row(i, [&](int64_t j, V cost) {
-      sum += exp2_of<T>(multiply_add<T>(cost, s, load(v_ + j)) - base);
-    });
-    return base[0] + log2_of(sum_of<T>(sum));
-  }
-
-  // lse_columns_[j] = log2 sum_i exp2(K_ij + u_i): the largest entries first, then the sums.
-  void column_lse() {
-    const V s = broadcast(minus_s_), none = broadcast(-infinite<T>);
-    const auto reduce = [&](V start, const auto& combine) {
-      over_stripes([&](int64_t stripe, int64_t first, int64_t last) {
-        T* partial = partial_ + stripe * width_;
-        for (int64_t j = 0; j < width_; j += L) store(partial + j, start);
-        for (int64_t i = first; i < last; ++i) {
-          const V u = broadcast(u_[i]);
-          over_row(i, [&](int64_t j, V cost) {
-            store(partial + j, combine(j, load(partial + j), multiply_add<T>(cost, s, u)));
-          });
-        }
-      });
-    };
-    reduce(none, [](int64_t, V most, V entry) { return larger<V>(most, entry); });
-    for (int64_t j = 0; j < width_; j += L) {
-      V most = load(partial_ + j);
-      for (int64_t k = 1; k < stripes_; ++k) most = larger<V>(most, load(partial_ + k * width_ + j));
-      store(lse_columns_ + j, most == -infinite<T> ? broadcast(T{0}) : most);
-    }
-    reduce(broadcast(T{0}), [&](int64_t j, V sum, V entry) {
-      return sum + exp2_of<T>(entry - load(lse_columns_ + j));
-    });
-    for (int64_t j = 0; j < width_; j += L) {
-      V sum = load(partial_ + j);
-      for (int64_t k = 1; k < stripes_; ++k) sum += load(partial_ + k * width_ + j);
-      store(lse_columns_ + j, load(lse_columns_ + j) + log2_of<T>(sum));
-    }
-  }
-
-  // --- results ---------------------------------------------------------------------------------------
+  // In sinkhorn_rows_log.h.
+  void log_window();
+  void log_iteration();
+  T log_target(int64_t i) const;
+  T log_step(T log_mass, T before, T lse, T damping, T omega) const;
+  T row_lse(int64_t i, V s) const;
+  void column_lse();
 
   void write() {
     Stripes<double> totals{}, costs{};
@@ -450,12 +354,12 @@ class RowSweep {
   Problem<T>& p_;
   Settings settings_;
   bool threads_;
-  int64_t n_, m_, width_, stripes_;
+  int64_t n_, m_, tall_, width_, stripes_;
   Scratch<T> memory_;
   T *E_, *partial_;
-  T *a_, *log_a_, *u_, *row_, *row_next_, *lse_rows_;       // row_: p
+  T *a_, *log_a_, *u_, *row_, *row_next_, *lse_rows_;  // row_: p
   T *b_, *log_b_, *v_, *q_, *lse_columns_;
-  T minus_s_, damping_a_, damping_b_, growth_;              // growth_: eps / rho_a
+  T minus_s_, damping_a_, damping_b_, growth_;  // growth_: eps / rho_a
   int64_t iteration_ = 0, fold_ = 0;
   bool done_ = false, converged_ = false, plain_ = true;
   T omega_ = 1;
@@ -483,3 +387,5 @@ void plan_row(const T* cost, T s, T u, const T* v, T scale, int64_t m, T* out) {
   store(last, entries(load(costs), load(vs)));
   std::copy_n(last, m - j, out + j);
 }
+
+#include "transport/sinkhorn_rows_log.h"

@@ -7,7 +7,13 @@
 namespace fedkernels {
 
 // fedkernels.transport.TransportStatus.
-enum class Status : uint8_t { converged = 0, max_iter = 1, non_finite = 2, infeasible = 3, empty = 4 };
+enum class Status : uint8_t {
+  converged = 0,
+  max_iter = 1,
+  non_finite = 2,
+  infeasible = 3,
+  empty = 4
+};
 
 // One problem inside a batch of padded blocks: minimise <P, C> + eps KL(P | a x b).
 template <typename T>
@@ -19,8 +25,8 @@ struct Problem {
   const T* g0;               // (m) or null: 0
   double eps;
 
-  // Filled by `prepare`: totals of both sides as the kernel uses them (equal when balanced), the factor
-  // that brings b there, log2(e) / eps rounded once.
+  // Filled by `prepare`: totals of both sides as the kernel uses them (equal when balanced), the
+  // factor that brings b there, log2(e) / eps rounded once.
   double mass_a, mass_b, factor_b;
   T scale;
   bool good;  // false: the status is known, nothing is iterated
@@ -31,9 +37,7 @@ struct Problem {
   uint8_t* status;
 
   T mass_of_row(int64_t i) const { return a ? a[i] : static_cast<T>(mass_a / n); }
-  T mass_of_column(int64_t j) const {
-    return static_cast<T>(b ? b[j] * factor_b : mass_b / m);
-  }
+  T mass_of_column(int64_t j) const { return static_cast<T>(b ? b[j] * factor_b : mass_b / m); }
 };
 
 // Settings of a call.
@@ -46,7 +50,9 @@ struct Settings {
 
   bool balanced() const { return rho_a == HUGE_VAL && rho_b == HUGE_VAL; }
   // ka = rho / (rho + eps): how far a step of that side goes.
-  static double damping(double rho, double eps) { return rho == HUGE_VAL ? 1.0 : rho / (rho + eps); }
+  static double damping(double rho, double eps) {
+    return rho == HUGE_VAL ? 1.0 : rho / (rho + eps);
+  }
 };
 
 // Problems up to this size on both sides are solved side by side, one in each lane of the vectors.
@@ -58,8 +64,9 @@ constexpr int64_t striped_cells = int64_t{1} << 18;
 template <typename T>
 struct SinkhornKernels {
   int64_t lanes;
-  // Solves problems of up to `lanes_limit`, pulled in order from `take` (-1: none left).
-  void (*solve_lanes)(Problem<T>* problems, int64_t (*take)(void*), void* queue, const Settings&);
+  // Solves problems of up to (height, width), pulled in order from `take` (-1: none left).
+  void (*solve_lanes)(Problem<T>* problems, int64_t height, int64_t width, int64_t (*take)(void*),
+                      void* queue, const Settings&);
   // Solves one larger problem; stripes of rows are shared out when `threads` is set.
   void (*solve_rows)(Problem<T>& problem, const Settings&, bool threads);
   // out[j] = scale * exp2(-C[j] s + u + v[j]).
