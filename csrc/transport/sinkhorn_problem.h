@@ -56,6 +56,22 @@ Total total_of(const T* mass, int64_t n) {
   return total;
 }
 
+// The kernels look at the cost as they load it; where the masses decide, it is looked at here.
+template <typename T>
+bool finite_cost(const Problem<T>& problem) {
+  if (problem.cost == nullptr) return true;
+  for (int64_t i = 0; i < problem.n; ++i) {
+    const T* row = problem.cost + i * problem.block_m;
+    if (!std::all_of(row, row + problem.m, [](T c) { return std::isfinite(c); })) return false;
+  }
+  return true;
+}
+
+template <typename T>
+void refuse(Problem<T>& problem) {
+  fail(problem, finite_cost(problem) ? Status::infeasible : Status::non_finite);
+}
+
 // Totals, scale and validity. False: the results are settled, nothing is left to do.
 template <typename T>
 bool prepare(Problem<T>& problem, const Settings& settings) {
@@ -70,11 +86,11 @@ bool prepare(Problem<T>& problem, const Settings& settings) {
   const bool eps = std::isfinite(problem.eps) && problem.eps > 0 && std::isfinite(problem.scale);
   const bool finite = a.finite && b.finite && start && eps;
   if (!finite) return fail(problem, Status::non_finite), false;
-  if (a.negative || b.negative) return fail(problem, Status::infeasible), false;
+  if (a.negative || b.negative) return refuse(problem), false;
   if (n == 0 || m == 0) {
     if (n == 0) a.sum = 0;
     if (m == 0) b.sum = 0;
-    if (a.sum != 0 || b.sum != 0) return fail(problem, Status::infeasible), false;
+    if (a.sum != 0 || b.sum != 0) return refuse(problem), false;
     return settle_without_plan(problem, Status::empty, 0.0), false;
   }
   problem.mass_a = a.sum;
@@ -83,7 +99,7 @@ bool prepare(Problem<T>& problem, const Settings& settings) {
   if (settings.balanced()) {
     const double allowed = sizeof(T) == 8 ? 1e-6 : 1e-4;
     if (std::fabs(a.sum - b.sum) > allowed * std::max(a.sum, b.sum)) {
-      return fail(problem, Status::infeasible), false;
+      return refuse(problem), false;
     }
     if (a.sum != b.sum) problem.factor_b = a.sum / b.sum;
     problem.mass_b = a.sum;
@@ -93,9 +109,10 @@ bool prepare(Problem<T>& problem, const Settings& settings) {
     double left = 0;
     for (const auto& [rho, sum] : {std::pair{settings.rho_a, a.sum}, {settings.rho_b, b.sum}}) {
       if (sum == 0) continue;
-      if (rho == HUGE_VAL) return fail(problem, Status::infeasible), false;
+      if (rho == HUGE_VAL) return refuse(problem), false;
       left += rho * sum;
     }
+    if (!finite_cost(problem)) return refuse(problem), false;
     return settle_without_plan(problem, Status::converged, left), false;
   }
   return true;
