@@ -31,7 +31,7 @@ struct Pair {
   int64_t D;
   Metric metric;
   T scale;  // log2(e) / eps
-  const T* kept = nullptr;  // the products x y^T in tiles of width x width, where they were kept
+  const T* kept = nullptr;  // tiles of width x width (points_tile.h), where they were kept
 
   Pair swapped() const { return {y, x, D, metric, scale, nullptr}; }
 };
@@ -83,8 +83,8 @@ struct PointsKernels {
   int64_t (*scratch_size)(int64_t m, int64_t d);
   // Squared lengths of a packed cloud, in the order of the products: |x - x|^2 is exactly 0.
   void (*norms)(const T* panels, int64_t count, int64_t D, T* out);
-  // out: the products of the rows with all of y, as Pair::kept holds them.
-  void (*keep_products)(const Pair<T>&, int64_t begin, int64_t end, T* out);
+  // out: the tiles of the rows with all of y, as Pair::kept holds them.
+  void (*keep_tiles)(const Pair<T>&, int64_t begin, int64_t end, T* out);
   // False if a sum or a step left the range in which nothing that counts is lost to underflow: the
   // iteration is then redone by log_sums. r is right either way, to its rounding.
   bool (*sweep)(const Sweep<T>&, int64_t begin, int64_t end, T* scratch);

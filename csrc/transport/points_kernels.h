@@ -108,7 +108,7 @@ bool sweep_as(const Sweep<T>& s, int64_t begin, int64_t end, T* block) {
     RowSums<T> sums(rows);
     for (int64_t p = 0; p < panels; ++p) {
       T* tile = s.column_sum ? block + p * height * w : block;
-      const T* from = products<T>(s.points, row, rows, p, tile);
+      const T* from = tile_of<metric, T>(s.points, row, rows, p, tile);
       over_tile<metric, T>(s.points, s.u, s.v, row, rows, p, from, w,
                            [&](int64_t i, Vec<T>, Vec<T>, Vec<T> p0, Vec<T> p1) {
                              store<T>(tile + i * w, p0);
@@ -155,13 +155,11 @@ void log_sums_as(const Pair<T>& points, const T* v, int64_t begin, int64_t end, 
     for (int64_t i = 0; i < rows; ++i) top[i] = broadcast(-infinite<T>);
     for (int64_t p = 0; p < panels; ++p) {
       T* tile = block + p * height * w;
-      const T* from = products<T>(points, row, rows, p, tile);
+      const T* from = tile_of<metric, T>(points, row, rows, p, tile);
       const T* at_v = v + p * w;
-      const T* norms = points.y.norms + p * w;
       for (int64_t i = 0; i < rows; ++i) {
         for (int64_t l = 0; l < w; l += lanes) {
-          const Vec<T> c = cost<metric, T>(load<T>(from + i * w + l), points.x.norms[row + i],
-                                           load<T>(norms + l));
+          const Vec<T> c = cost<metric, T>(load<T>(from + i * w + l));
           const Vec<T> z = load<T>(at_v + l) - c * points.scale;
           store<T>(tile + i * w + l, z);
           top[i] = at_least<T>(top[i], z);

@@ -14,7 +14,7 @@ void marginals_as(const Pair<T>& points, const T* u, const T* v, int64_t begin, 
     const int64_t rows = end - row < w ? end - row : w;
     RowSums<T> sums(rows), costs(rows);
     for (int64_t p = 0; p < panels; ++p) {
-      const T* from = products<T>(points, row, rows, p, tile);
+      const T* from = tile_of<metric, T>(points, row, rows, p, tile);
       Vec<T> sum0{}, sum1{};
       over_tile<metric, T>(points, u, v, row, rows, p, from, w,
                            [&](int64_t i, Vec<T> c0, Vec<T> c1, Vec<T> p0, Vec<T> p1) {
@@ -52,7 +52,7 @@ void plan_as(const Pair<T>& points, const T* u, const T* v, T factor, int64_t be
   for (int64_t row = begin; row < end; row += w) {
     const int64_t rows = end - row < w ? end - row : w;
     for (int64_t p = 0; p < panels; ++p) {
-      multiply_tile<T>(points, row, rows, p, tile, w);
+      fill_tile<metric, T>(points, row, rows, p, tile, w);
       const int64_t given = points.y.count - p * w < w ? points.y.count - p * w : w;
       over_tile<metric, T>(points, u, v, row, rows, p, tile, w,
                            [&](int64_t i, Vec<T>, Vec<T>, Vec<T> p0, Vec<T> p1) {
@@ -76,8 +76,8 @@ void plan(const Pair<T>& points, const T* u, const T* v, T factor, int64_t begin
   });
 }
 
-// Runs the rows of [begin, end): `weigh(row, i, panel, C, C, P, P, at)` turns the products of a row,
-// which are at `at`, into weights; `finish(row, rows, sums)` gets sums (rows, d) = weights V.
+// Runs the rows of [begin, end): `weigh(row, i, panel, C, C, P, P, at)` turns what the tile holds of a
+// row, at `at`, into weights; `finish(row, rows, sums)` gets sums (rows, d) = weights V.
 template <Metric metric, typename T, typename Weigh, typename Finish>
 inline void weighted_rows(const Weighted<T>& g, int64_t begin, int64_t end, T* scratch,
                           const Weigh& weigh, const Finish& finish) {
@@ -91,7 +91,7 @@ inline void weighted_rows(const Weighted<T>& g, int64_t begin, int64_t end, T* s
       const int64_t some = panels - first < chunk ? panels - first : chunk;
       for (int64_t p = 0; p < some; ++p) {
         T* at = tile + p * w;
-        multiply_tile<T>(g.points, row, rows, first + p, at, wide);
+        fill_tile<metric, T>(g.points, row, rows, first + p, at, wide);
         over_tile<metric, T>(g.points, g.u, g.v, row, rows, first + p, at, wide,
                              [&](int64_t i, Vec<T> c0, Vec<T> c1, Vec<T> p0, Vec<T> p1) {
                                weigh(row, i, first + p, c0, c1, p0, p1, at + i * wide);
@@ -124,6 +124,29 @@ void apply(const Weighted<T>& g, int64_t begin, int64_t end, T* out, int64_t giv
   });
 }
 
+// What the pairs of a row of weights that are close by add to its gradient, weight (x_i - y_j): the
+// difference of two large sums, elsewhere; here from the differences, added to `to` (d). Their
+// weights become 0. `held` (d): room for a row of x. Rare, and out of the way of the rest.
+template <typename T>
+[[gnu::noinline]] void take_apart(const Weighted<T>& g, int64_t i, int64_t panel,
+                                  const typename Simd<T>::ivec* close, Vec<T>* weight, T* to,
+                                  T* held) {
+  constexpr int64_t w = width<T>, lanes = Simd<T>::lanes;
+  const T* x = g.points.x.panels + i / w * w * g.points.D + i % w;
+  for (int64_t d = 0; d < g.d; ++d) held[d] = d < g.points.D ? x[d * w] : T{0};
+  for (int l = 0; l < 2; ++l) {
+    for (int64_t j = 0; j < lanes; ++j) {
+      const T own = weight[l][j];
+      if (close[l][j] == 0 || own == 0) continue;
+      const T* y = g.V + (panel * w + l * lanes + j) * g.d;
+      for (int64_t d = 0; d < g.d; d += lanes) {
+        store<T>(to + d, load<T>(to + d) + own * (load<T>(held + d) - load<T>(y + d)));
+      }
+    }
+    weight[l] = close[l] ? Vec<T>{} : weight[l];
+  }
+}
+
 template <typename T>
 void gradient(const Weighted<T>& g, int64_t begin, int64_t end, T* out, T* scratch) {
   constexpr int64_t w = width<T>, lanes = Simd<T>::lanes;
@@ -132,6 +155,9 @@ void gradient(const Weighted<T>& g, int64_t begin, int64_t end, T* out, T* scrat
     constexpr Metric metric = kind.value;
     Vec<T> share[w];  // sums of the weights of a row; for cosine of weights times cosines
     for (int64_t i = 0; i < w; ++i) share[i] = Vec<T>{};
+    T* apart = scratch + w * (chunk * w + g.d);  // (w, d), and a row of x
+    std::memset(apart, 0, sizeof(T) * w * g.d);
+    const auto square = [](Vec<T> c) { return metric == Metric::euclidean ? c * c : c; };
     const auto weight = [&](Vec<T> p, Vec<T> c, T alpha, Vec<T> beta) {
       const Vec<T> all = p * ((g.w0 + g.w1 * c) + (alpha + beta));
       if constexpr (metric != Metric::euclidean) return all;
@@ -148,6 +174,16 @@ void gradient(const Weighted<T>& g, int64_t begin, int64_t end, T* out, T* scrat
           if constexpr (metric == Metric::cosine) {
             share[i] += p0 * load<T>(to) + p1 * load<T>(to + lanes);
           } else {
+            const T* norms = g.points.y.norms + panel * w;
+            const T norm = g.points.x.norms[row + i];
+            const typename Simd<T>::ivec close[2] = {
+                is_close<metric, T>(square(c0), norm + load<T>(norms)),
+                is_close<metric, T>(square(c1), norm + load<T>(norms + lanes))};
+            if (__builtin_expect(any<T>(close[0] | close[1]), false)) {
+              Vec<T> both[2] = {p0, p1};
+              take_apart<T>(g, row + i, panel, close, both, apart + i * g.d, apart + w * g.d);
+              p0 = both[0], p1 = both[1];
+            }
             share[i] += p0 + p1;
           }
           store<T>(to, p0);
@@ -162,7 +198,11 @@ void gradient(const Weighted<T>& g, int64_t begin, int64_t end, T* out, T* scrat
                              : metric == Metric::euclidean ? T{1}
                                                            : g.points.x.norms[row + i];
             for (int64_t d = 0; d < D; ++d) {
-              out[(row + i) * D + d] = factor * (total * x[d * w] - sums[i * g.d + d]);
+              const T far = total * x[d * w] - sums[i * g.d + d];
+              out[(row + i) * D + d] = factor * (far + apart[i * g.d + d]);
+            }
+            if constexpr (metric != Metric::cosine) {
+              std::memset(apart + i * g.d, 0, sizeof(T) * g.d);
             }
           }
         });
@@ -176,7 +216,7 @@ constexpr PointsKernels<T> points_kernels = {points::width<T>,
                                              points::block_rows<T>,
                                              points::scratch_size<T>,
                                              points::norms<T>,
-                                             points::keep_products<T>,
+                                             points::keep_tiles<T>,
                                              points::sweep<T>,
                                              points::log_sums<T>,
                                              points::marginals<T>,

@@ -19,9 +19,9 @@ namespace fedkernels {
 template <typename T>
 class PointsSolver {
  public:
-  // Bytes for the products of a problem, which are kept for all iterations where they fit: what the
+  // Bytes for the tiles of a problem, which are kept for all iterations where they fit: what the
   // second cache holds or, where a product is dearer than a read from further away, 16 MiB; no more
-  // than 32 MiB for `problems` that are solved at once. A product has the same bits kept or not.
+  // than 32 MiB for `problems` that are solved at once. A tile has the same bits kept or not.
   static int64_t room_for(int64_t D, int64_t problems) {
     return D < 16 ? int64_t{1} << 18 : std::min(int64_t{1} << 24, (int64_t{1} << 25) / problems);
   }
@@ -78,7 +78,7 @@ class PointsSolver {
     if (N * M * static_cast<int64_t>(sizeof(T)) <= room_) {
       T* kept = arena.take<T>(N * M);
       packed_->over_stripes(p_.n, workers_, [&](int64_t begin, int64_t end, int64_t, int64_t) {
-        k_.keep_products(pair_, begin, end, kept);
+        k_.keep_tiles(pair_, begin, end, kept);
       });
       pair_.kept = kept;
     }

@@ -32,7 +32,7 @@ int64_t block_rows(int64_t m) {
 template <typename T>
 int64_t scratch_size(int64_t m, int64_t d) {
   const int64_t kept = block_rows<T>(m) * round_up(m, width<T>);
-  const int64_t weighted = width<T> * (chunk * width<T> + d);
+  const int64_t weighted = width<T> * (chunk * width<T> + 2 * d) + d;
   return kept > weighted ? kept : weighted;
 }
 
@@ -49,31 +49,6 @@ inline void multiply_tile(const Pair<T>& points, int64_t row, int64_t rows, int6
     multiply_panel<T>(rows, run, a + k * w, 1, w, b + k * w, w, out, stride, k == 0);
     k += block_k;
   } while (k < points.D);
-}
-
-// The products of a tile, rows `width` apart: those that were kept, or new ones in `scratch`.
-template <typename T>
-inline const T* products(const Pair<T>& points, int64_t row, int64_t rows, int64_t panel,
-                         T* scratch) {
-  constexpr int64_t w = width<T>;
-  if (points.kept) {
-    const int64_t panels = (points.y.count + w - 1) / w;
-    return points.kept + (row / w * panels + panel) * w * w + row % w * w;
-  }
-  multiply_tile<T>(points, row, rows, panel, scratch, w);
-  return scratch;
-}
-
-template <typename T>
-void keep_products(const Pair<T>& points, int64_t begin, int64_t end, T* out) {
-  constexpr int64_t w = width<T>;
-  const int64_t panels = (points.y.count + w - 1) / w;
-  for (int64_t row = begin; row < end; row += w) {
-    for (int64_t p = 0; p < panels; ++p) {
-      multiply_tile<T>(points, row, end - row < w ? end - row : w, p,
-                       out + (row / w * panels + p) * w * w, w);
-    }
-  }
 }
 
 template <typename T>
@@ -149,15 +124,92 @@ inline void exp2_many(Vec<T>* x) {
   }
 }
 
+// Whether any lane of a mask is set.
+template <typename T>
+inline bool any(typename Simd<T>::ivec mask) {
+#if defined(WITH_AVX512)
+  return _mm512_movepi32_mask(__m512i(mask)) != 0;
+#elif defined(WITH_AVX2)
+  return _mm256_movemask_epi8(__m256i(mask)) != 0;
+#else
+  bool found = false;
+  for (int i = 0; i < Simd<T>::lanes; ++i) found |= mask[i] != 0;
+  return found;
+#endif
+}
+
+// A square |x|^2 + |y|^2 - 2 x.y is right to the rounding of |x|^2 + |y|^2. Below a share of that
+// the differences of the points are squared instead. A distance is the root: that it be as right
+// where it is small as where it is large takes a larger share.
 template <Metric metric, typename T>
-inline Vec<T> cost(Vec<T> product, T norm_x, Vec<T> norm_y) {
-  const Vec<T> zero{};
-  if constexpr (metric == Metric::cosine) {
-    return at_least<T>(zero, T{1} - product);
-  } else {
-    const Vec<T> square = at_least<T>(zero, (norm_x + norm_y) - T{2} * product);
-    return metric == Metric::euclidean ? square_root<T>(square) : square;
+inline auto is_close(Vec<T> square, Vec<T> both) {
+  constexpr T share =
+      metric == Metric::euclidean ? T(0x1p-8) : 64 * std::numeric_limits<T>::epsilon();
+  return square < share * both;
+}
+
+// Row i of a tile, in place: products become squared lengths of differences.
+template <Metric metric, typename T>
+inline void square_row(const Pair<T>& points, int64_t i, int64_t panel, Vec<T>* row) {
+  constexpr int64_t w = width<T>, lanes = Simd<T>::lanes;
+  const T* at = points.y.norms + panel * w;
+  Vec<T> square[2];
+  typename Simd<T>::ivec close[2];
+  for (int l = 0; l < 2; ++l) {
+    const Vec<T> both = points.x.norms[i] + load<T>(at + l * lanes);
+    square[l] = both - T{2} * row[l];
+    close[l] = is_close<metric, T>(square[l], both);
   }
+  if (__builtin_expect(any<T>(close[0] | close[1]), false)) {
+    const T* x = points.x.panels + i / w * w * points.D + i % w;
+    const T* y = points.y.panels + panel * w * points.D;
+    Vec<T> sum[2] = {};
+    for (int64_t k = 0; k < points.D; ++k) {
+      for (int l = 0; l < 2; ++l) {
+        const Vec<T> gap = x[k * w] - load<T>(y + k * w + l * lanes);
+        sum[l] += gap * gap;
+      }
+    }
+    for (int l = 0; l < 2; ++l) square[l] = close[l] ? sum[l] : square[l];
+  }
+  row[0] = square[0], row[1] = square[1];
+}
+
+// What the kernels read of a pair of points: for cosine the product, else the cost. The rows from
+// `row` on against panel `panel` of y.
+template <Metric metric, typename T>
+inline void fill_tile(const Pair<T>& points, int64_t row, int64_t rows, int64_t panel, T* out,
+                      int64_t stride) {
+  constexpr int64_t lanes = Simd<T>::lanes;
+  multiply_tile<T>(points, row, rows, panel, out, stride);
+  if constexpr (metric == Metric::cosine) return;
+  for (int64_t i = 0; i < rows; ++i) {
+    T* at = out + i * stride;
+    Vec<T> both[2] = {load<T>(at), load<T>(at + lanes)};
+    square_row<metric, T>(points, row + i, panel, both);
+    for (int l = 0; l < 2; ++l) {
+      store<T>(at + l * lanes, metric == Metric::euclidean ? square_root<T>(both[l]) : both[l]);
+    }
+  }
+}
+
+// A tile, rows `width` apart: the one that was kept, or a new one in `scratch`.
+template <Metric metric, typename T>
+inline const T* tile_of(const Pair<T>& points, int64_t row, int64_t rows, int64_t panel,
+                        T* scratch) {
+  constexpr int64_t w = width<T>;
+  if (points.kept) {
+    const int64_t panels = (points.y.count + w - 1) / w;
+    return points.kept + (row / w * panels + panel) * w * w + row % w * w;
+  }
+  fill_tile<metric, T>(points, row, rows, panel, scratch, w);
+  return scratch;
+}
+
+// The cost of what a tile holds.
+template <Metric metric, typename T>
+inline Vec<T> cost(Vec<T> held) {
+  return metric == Metric::cosine ? at_least<T>(Vec<T>{}, T{1} - held) : held;
 }
 
 template <typename T>
@@ -180,17 +232,29 @@ inline void with_metric(Metric metric, const F& f) {
   }
 }
 
-// Rows i .. i + R - 1 of a tile, which holds products: costs and plan, two vectors a row.
+template <typename T>
+void keep_tiles(const Pair<T>& points, int64_t begin, int64_t end, T* out) {
+  constexpr int64_t w = width<T>;
+  const int64_t panels = (points.y.count + w - 1) / w;
+  with_metric(points.metric, [&](auto metric) {
+    for (int64_t row = begin; row < end; row += w) {
+      for (int64_t p = 0; p < panels; ++p) {
+        fill_tile<metric.value, T>(points, row, end - row < w ? end - row : w, p,
+                                   out + (row / w * panels + p) * w * w, w);
+      }
+    }
+  });
+}
+
+// Rows i .. i + R - 1 of a tile: costs and plan, two vectors a row.
 template <Metric metric, typename T, int R, typename F>
-inline void entries(const T* u, const T* norm_x, const Vec<T>* norm_y, const Vec<T>* v, T scale,
-                    const T* tile, int64_t stride, int64_t i, const F& f) {
+inline void entries(const T* u, const Vec<T>* v, T scale, const T* tile, int64_t stride, int64_t i,
+                    const F& f) {
   constexpr int64_t lanes = Simd<T>::lanes;
   Vec<T> c[2 * R], p[2 * R];
 #pragma GCC unroll 8
   for (int l = 0; l < 2 * R; ++l) {
-    const int64_t row = i + l / 2;
-    const T* at = tile + row * stride + l % 2 * lanes;
-    c[l] = cost<metric, T>(load<T>(at), norm_x[row], norm_y[l % 2]);
+    c[l] = cost<metric, T>(load<T>(tile + (i + l / 2) * stride + l % 2 * lanes));
   }
 #pragma GCC unroll 8
   for (int l = 0; l < 2 * R; ++l) p[l] = (u[i + l / 2] - c[l] * scale) + v[l % 2];
@@ -199,24 +263,21 @@ inline void entries(const T* u, const T* norm_x, const Vec<T>* norm_y, const Vec
   for (int r = 0; r < R; ++r) f(i + r, c[2 * r], c[2 * r + 1], p[2 * r], p[2 * r + 1]);
 }
 
-// f(i, C, C, P, P) for each row of a tile, which holds products on entry; both halves of a panel.
+// f(i, C, C, P, P) for each row of a tile; both halves of a panel.
 template <Metric metric, typename T, typename F>
 inline void over_tile(const Pair<T>& points, const T* u, const T* v, int64_t row, int64_t rows,
                       int64_t panel, const T* tile, int64_t stride, const F& f) {
   constexpr int64_t w = width<T>, lanes = Simd<T>::lanes;
   constexpr int together = VECTOR_BYTES == 64 ? 4 : 2;
-  const T* norm_x = points.x.norms + row;
-  const T* at_y = points.y.norms + panel * w;
   const T* at_v = v + panel * w;
-  const Vec<T> norm_y[2] = {load<T>(at_y), load<T>(at_y + lanes)};
   const Vec<T> both[2] = {load<T>(at_v), load<T>(at_v + lanes)};
   const T scale = points.scale;
   int64_t i = 0;
   for (; i + together <= rows; i += together) {
-    entries<metric, T, together>(u + row, norm_x, norm_y, both, scale, tile, stride, i, f);
+    entries<metric, T, together>(u + row, both, scale, tile, stride, i, f);
   }
   for (; i < rows; ++i) {
-    entries<metric, T, 1>(u + row, norm_x, norm_y, both, scale, tile, stride, i, f);
+    entries<metric, T, 1>(u + row, both, scale, tile, stride, i, f);
   }
 }
 

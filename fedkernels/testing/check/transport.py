@@ -14,7 +14,11 @@ from torch import Tensor
 from fedkernels._backend import refusals
 from fedkernels.testing.budget import error_budget, long_double
 from fedkernels.testing.check.compare import Verdict, verdict
-from fedkernels.testing.check.exact_sinkhorn import long_double_costs, long_double_sinkhorn
+from fedkernels.testing.check.exact_sinkhorn import (
+    long_double_cost_gradients,
+    long_double_costs,
+    long_double_sinkhorn,
+)
 from fedkernels.testing.check.row import CheckRow
 from fedkernels.testing.inputs import random_tensor
 from fedkernels.testing.transport_cases import (
@@ -79,8 +83,8 @@ def sinkhorn_within_budget(
     """Results and gradients of `function(**inputs, backend=backend)` within budget?
 
     Fixed iterations (tol = 0), so that every dtype computes the same function. The exact results
-    are the reference's on the same values in float64; for float64 itself long double's, where
-    `exact_sinkhorn.py` states them, and the reference's elsewhere.
+    are the reference's on the same values in float64; for float64 itself long double's
+    (`exact_sinkhorn.py`, `exact_implicit.py`).
     """
     return _Expected(function, inputs).compare(backend)
 
@@ -95,7 +99,7 @@ class _Expected:
         self.reference = self.run(inputs, backend="reference")
         first = inputs["cost" if "cost" in inputs else "x"]
         if first.dtype == torch.float64:
-            exact: dict[str, Any] = {} if divergence else _long_double(inputs)
+            exact = _exact_divergence(inputs) if divergence else _exact_solution(inputs)
             self.exact = {**{k: t.cpu() for k, t in self.reference.items()}, **exact}
         else:
             wide = {
@@ -159,7 +163,9 @@ def _solution(function: Callable[..., Any], inputs: Mapping[str, Any], *, backen
     }
     gradients = _gradients(found.value, leaves, "value")
     # Mass gradients are potentials less their mean: rounding is that of the potentials.
-    rows = {key: gradients.pop(key) for key in ("value da", "value db") if key in gradients}
+    rows: dict[str, Tensor] = {
+        key: gradients.pop(key) for key in ("value da", "value db") if key in gradients
+    }
     potentials = results["potentials"].detach()
     if rows:
         gradients |= _together({**rows, "scale": potentials}, "value, masses")
@@ -174,27 +180,107 @@ def _solution(function: Callable[..., Any], inputs: Mapping[str, Any], *, backen
 def _divergence(function: Callable[..., Any], inputs: Mapping[str, Any], *, backend: str) -> dict:
     leaves = _leaves(inputs)
     found = function(**leaves, backend=backend)
-    # Differences of the gradients of three problems: what their rounding is measured by is the
-    # size of all.
-    gradients = _together(_gradients(found.value, leaves, "value"), "gradients")
-    return {"value": found.value.detach(), **gradients}
+    # Differences of the values of three problems, which the kernels round, and of their gradients:
+    # what their rounding is measured by is the size of the terms, and of all.
+    with torch.no_grad():
+        term = sinkhorn_points(**inputs, backend=backend).value
+    return {
+        **_together({"value": found.value.detach(), "scale": term}, "value"),
+        **_together(_gradients(found.value, leaves, "value"), "gradients"),
+    }
 
 
-def _long_double(inputs: Mapping[str, Any]) -> dict[str, Any]:
-    a, b = inputs["a"], inputs["b"]
-    leading = [t.shape[0] for t in (a, b) if t is not None and t.dim() == 2]
-    if "cost" in inputs:
-        costs = long_double(inputs["cost"])
-    else:
-        x, y = (t if t.dim() == 3 else t[None] for t in (inputs["x"], inputs["y"]))
+def _exact_solution(inputs: Mapping[str, Any]) -> dict[str, Any]:
+    """What `_solution` finds, in long double."""
+    points = "cost" not in inputs
+    if points:
+        x, y = _clouds(inputs)
         costs = long_double_costs(x, y, inputs["metric"])
-    costs = costs if costs.ndim == 3 else costs[None]
+    else:
+        costs = long_double(inputs["cost"])
+        costs = costs if costs.ndim == 3 else costs[None]
+    found = _exact(costs, inputs["a"], inputs["b"], inputs["sizes"], inputs, plan=True)
+    potentials = np.concatenate([found["f"], found["g"]], -1)
+
+    def gradients(prefix: str) -> dict[str, np.ndarray]:
+        dcost = found[f"{prefix}dcost"]
+        given = {"cost": dcost, "a": found[f"{prefix}da"], "b": found[f"{prefix}db"]}
+        if points:
+            both = long_double_cost_gradients(x, y, inputs["metric"], dcost)
+            given |= dict(zip("xy", both, strict=True))
+        return {k: _as(inputs[k], given[k]) for k in _TENSORS if inputs.get(k) is not None}
+
+    value = gradients("")
+    masses = [value.pop(k) for k in "ab" if k in value]
+    return {
+        **{key: found[key] for key in ("value", "linear", "plan")},
+        "potentials": potentials,
+        **{f"value d{key}": gradient for key, gradient in value.items()},
+        **({"value, masses": _row(*masses, potentials)} if masses else {}),
+        "gradients of linear": _row(*gradients("linear ").values()),
+        "gradients of plan": _row(*gradients("plan ").values()),
+    }
+
+
+def _exact_divergence(inputs: Mapping[str, Any]) -> dict[str, Any]:
+    """What `_divergence` finds in balanced problems, in long double."""
+    clouds = dict(zip("xy", _clouds(inputs), strict=True))
+    masses = {"x": inputs["a"], "y": inputs["b"]}
+    value: Any = 0
+    terms = []
+    gradients: dict[str, Any] = dict.fromkeys("xyab", 0)
+    for (left, right), share in ((("x", "y"), 1), (("x", "x"), -0.5), (("y", "y"), -0.5)):
+        pair, metric = (clouds[left], clouds[right]), inputs["metric"]
+        sizes = inputs["sizes"]
+        if sizes is not None:
+            sizes = sizes[:, ["xy".index(left), "xy".index(right)]]
+        found = _exact(
+            long_double_costs(*pair, metric), masses[left], masses[right], sizes, inputs,
+            symmetric=left == right,
+        )  # fmt: skip
+        terms.append(found["value"])
+        value = value + share * found["value"]
+        parts = long_double_cost_gradients(*pair, metric, found["dcost"])
+        for side, points, mass in ((left, parts[0], "da"), (right, parts[1], "db")):
+            gradients[side] = gradients[side] + share * points
+            side = "ab"["xy".index(side)]
+            gradients[side] = gradients[side] + share * found[mass]
+    rows = [_as(inputs[k], g) for k, g in gradients.items() if inputs[k] is not None]
+    return {"value": _row(value, terms[0]), "gradients": _row(*rows)}
+
+
+def _exact(
+    costs: np.ndarray,
+    a: Any,
+    b: Any,
+    sizes: Any,
+    options: Mapping[str, Any],
+    *,
+    plan: bool = False,
+    symmetric: bool = False,
+) -> dict[str, Any]:
+    leading = [t.shape[0] for t in (a, b) if t is not None and t.dim() == 2]
     batch = leading[0] if leading else len(costs)
     costs = np.broadcast_to(costs, (batch, *costs.shape[1:]))
-    weight = _weights(torch.empty(batch, dtype=torch.float64))
-    found = long_double_sinkhorn(costs, a, b, inputs["sizes"], inputs, weight)
-    dcost = found.pop("dcost")
-    found["potentials"] = np.concatenate([found.pop("f"), found.pop("g")], -1)
-    if "cost" in inputs:
-        found["value dcost"] = dcost if inputs["cost"].dim() == 3 else dcost.sum(0)
-    return found
+    weight, plan_weight = (
+        _weights(torch.empty(shape, dtype=torch.float64)) for shape in ((batch,), costs.shape)
+    )
+    return long_double_sinkhorn(
+        costs, a, b, sizes, options, weight, plan_weight=plan_weight if plan else None,
+        symmetric=symmetric,
+    )  # fmt: skip
+
+
+def _clouds(inputs: Mapping[str, Any]) -> tuple[Tensor, Tensor]:
+    x, y = (t if t.dim() == 3 else t[None] for t in (inputs["x"], inputs["y"]))
+    return x, y
+
+
+def _as(like: Tensor, gradient: np.ndarray) -> np.ndarray:
+    """Summed over the problems that shared the input."""
+    return gradient if gradient.ndim == like.dim() else gradient.sum(0)
+
+
+def _row(*gradients: np.ndarray) -> np.ndarray:
+    """As `_together` puts them."""
+    return np.concatenate([gradient.reshape(1, -1) for gradient in gradients], 1)
