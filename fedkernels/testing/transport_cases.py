@@ -70,8 +70,9 @@ SINKHORN_CASES: tuple[SinkhornCase, ...] = (
     SinkhornCase("small", 3, 5, 4),
     SinkhornCase("no-problem", 0, 5, 4),
     SinkhornCase("one-by-one", 2, 1, 1),
-    SinkhornCase("one-row", 2, 1, 7),
-    SinkhornCase("one-column", 2, 9, 1),
+    # Of one row, all potentials share a rounding: only several problems average.
+    SinkhornCase("one-row", 5, 1, 7),
+    SinkhornCase("one-column", 5, 9, 1),
     SinkhornCase("lanes", 37, 16, 16, masses="none"),
     SinkhornCase("lanes-odd", 19, 31, 13),
     SinkhornCase("rows", 3, 65, 33),

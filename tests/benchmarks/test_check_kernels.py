@@ -8,8 +8,9 @@ import torch
 
 from fedkernels import select_middle, triple_lora_linear
 from fedkernels.testing import TRIPLE_LORA_CASES, long_double, triple_lora_inputs
-from fedkernels.testing.check import check_kernels, compare
+from fedkernels.testing.check import check_kernels, compare, plans, transport
 from fedkernels.testing.check.exact import long_double_results
+from fedkernels.transport.api import OPS as TRANSPORT_OPS
 from fedkernels.triple_lora.api import OPS
 
 
@@ -30,6 +31,32 @@ def test_every_kernel_passes_every_case() -> None:
         }
     assert all(row.detail for row in rows)
     assert any(row.op == "fold_middle" and row.passed for row in rows)
+
+
+def test_transport_passes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A few cases of every op; all of Sinkhorn's are in tests/ops/transport."""
+    few = {
+        (transport, "SINKHORN_CASES"): ("small", "ragged-unbalanced", "sharp"),
+        (transport, "SINKHORN_POINTS_CASES"): ("euclidean", "ragged", "wide"),
+        (plans, "_EMD_CASES"): ("masses", "ties", "one row"),
+        (plans, "_CONDITIONAL_CASES"): ("small", "one"),
+    }
+    for (module, name), names in few.items():
+        cases = getattr(module, name)
+        some = (
+            {case: cases[case] for case in names}
+            if isinstance(cases, dict)
+            else tuple(case for case in cases if case.name in names)
+        )
+        assert len(some) == len(names)
+        monkeypatch.setattr(module, name, some)
+    rows = check_kernels("transport")
+    failed = [str(row) for row in rows if row.status == "failed"]
+    assert not failed, "\n".join(failed)
+    for op, candidates in TRANSPORT_OPS.items():
+        assert {row.backend for row in rows if row.op == op} == {c.name for c in candidates}
+        assert any(row.passed for row in rows if row.op == op)
+    assert {row.dtype for row in rows} == {"float32", "bfloat16", "float16", "float64"}
 
 
 def test_unknown_family_is_one_line() -> None:

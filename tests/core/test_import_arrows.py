@@ -2,11 +2,14 @@
 
 python_api -> fedkernels (public names) -> <family>/api.py -> <family>/ops.py -> triton.py
                                                       \\-> reference.py
+
+A folder of one of these names holds what the file would. Compiled code includes its own kind.
 """
 
 from __future__ import annotations
 
 import ast
+import re
 from pathlib import Path
 
 import pytest
@@ -15,7 +18,7 @@ import fedkernels
 
 ROOT = Path(__file__).resolve().parents[2]
 PUBLIC_MODULES = {"fedkernels", "fedkernels.testing", "fedkernels.info", "fedkernels.peft"}
-# What a family's file must never import, by file name.
+# What a family's file, or a file in its folder, must never import, by name.
 FORBIDDEN_IN_FAMILY = {
     "reference": {"ops", "api", "triton", "autograd", "layer", "_extension", "_backend"},
     "triton": {"reference", "api", "layer", "_extension", "_backend"},
@@ -69,7 +72,7 @@ def faults_inside(source: str, stem: str) -> list[str]:
     faults = []
     for module, names, _ in imports(source):
         parts = module.lstrip(".").split(".")
-        root = parts[0]
+        root = "fedkernels" if module.startswith(".") else parts[0]
         if root in ("python_api", "benchmarks", "fedkernels_benchmarks", "tests"):
             faults.append(f"import {module}")
         # `from fedkernels.family import reference` and `from fedkernels.family.reference import f`.
@@ -83,9 +86,21 @@ def faults_inside(source: str, stem: str) -> list[str]:
 
 
 def role(path: Path) -> str:
-    """A file's part in its family: its name, or "triton" for what only a Triton op imports."""
-    in_folder = path.parent.name == "triton" or path.stem == "_triton"
-    return "triton" if in_folder else path.stem
+    """A file's part in its family: the folder of that part, else its own name."""
+    folders = set(path.relative_to(ROOT).parent.parts) & set(FORBIDDEN_IN_FAMILY)
+    if folders:
+        (found,) = folders
+        return found
+    return "triton" if path.stem == "_triton" else path.stem
+
+
+def faults_of_cpp(source: str, path: str) -> list[str]:
+    """What a file below csrc includes that is not C++, a library's or its own family's."""
+    family = path.split("/")[1]
+    found = re.findall(r'^\s*#\s*include\s*"([^"]+)"', source, flags=re.MULTILINE)
+    # cuda_host.h stands in for CUDA's own headers; a file right in csrc belongs to no family.
+    allowed = {"common", "cuda_host.h"} | ({family} if path.count("/") > 1 else set())
+    return [name for name in found if name.split("/")[0] not in allowed]
 
 
 def sources(folder: str) -> list[Path]:
@@ -104,6 +119,33 @@ def test_python_api_uses_public_functions_only(path):
 @pytest.mark.parametrize("path", sources("fedkernels"), ids=relative)
 def test_families_follow_the_arrows(path):
     assert faults_inside(path.read_text(encoding="utf-8"), role(path)) == []
+
+
+@pytest.mark.parametrize(
+    "path",
+    sorted(p for p in (ROOT / "csrc").rglob("*") if p.suffix in (".h", ".cpp", ".cu", ".cuh")),
+    ids=relative,
+)
+def test_compiled_code_includes_its_own_family_only(path):
+    source = path.read_text(encoding="utf-8")
+    assert faults_of_cpp(source, relative(path)) == []
+    assert "Python.h" not in source and "torch/extension.h" not in source
+
+
+@pytest.mark.parametrize(
+    ("path", "expected"),
+    [
+        ("triple_lora/reference.py", "reference"),
+        ("transport/reference/iterate.py", "reference"),
+        ("transport/triton/points.py", "triton"),
+        ("transport/ops/points.py", "ops"),
+        ("transport/autograd.py", "autograd"),
+        ("_triton.py", "triton"),
+    ],
+)
+def test_a_folder_is_held_like_the_file_of_its_name(path, expected):
+    assert role(ROOT / "fedkernels" / path) == expected
+    assert (ROOT / "fedkernels" / path).exists()
 
 
 @pytest.mark.parametrize("path", sources("fedkernels"), ids=relative)
@@ -162,7 +204,23 @@ def test_a_public_import_is_let_through(source):
         ("triton", "from fedkernels.triple_lora import reference"),
         ("api", "from python_api.errors import InputError"),
         ("ops", "import triton"),
+        ("reference", "from fedkernels.transport.triton.points import source_of"),
+        ("triton", "from fedkernels.transport.reference.points import pairwise_cost"),
+        ("ops", "from fedkernels.transport import reference"),
+        ("triton", "from ..reference import points"),
     ],
 )
 def test_a_wrong_arrow_is_found(stem, source):
     assert faults_inside(source, stem)
+
+
+@pytest.mark.parametrize(
+    ("path", "source"),
+    [
+        ("csrc/transport/points.h", '#include "triple_lora/triple_lora.h"'),
+        ("csrc/common/product.h", '  #include "transport/points.h"'),
+        ("csrc/host.cpp", '#include "transport/points.h"'),
+    ],
+)
+def test_a_wrong_include_is_found(path, source):
+    assert faults_of_cpp(source, path)
