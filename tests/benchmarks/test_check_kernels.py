@@ -37,7 +37,7 @@ def test_transport_passes(monkeypatch: pytest.MonkeyPatch) -> None:
     """A few cases of every op; all of Sinkhorn's are in tests/ops/transport."""
     few = {
         (transport, "SINKHORN_CASES"): ("small", "ragged-unbalanced", "sharp"),
-        (transport, "SINKHORN_POINTS_CASES"): ("euclidean", "ragged", "wide"),
+        (transport, "SINKHORN_POINTS_CASES"): ("euclidean", "ragged", "cosine"),
         (plans, "_EMD_CASES"): ("masses", "ties", "one row"),
         (plans, "_CONDITIONAL_CASES"): ("small", "one"),
     }
