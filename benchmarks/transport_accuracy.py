@@ -2,10 +2,11 @@
 
     python -m benchmarks.transport_accuracy --sizes 16 64 256 --problems 8192
 
-For every size and eps: the L1 distance of a float32 plan after a fixed number of iterations from the
-plan that the same iterations give in float64, for our kernel and for POT's log solver (which starts
-elsewhere and so has a trajectory of its own). The promise is per problem: at most twice POT's error
-plus 1e-6. Printed: median and worst of both, the worst problem, and how many problems break it.
+For every size and eps: the L1 distance of a float32 plan after a fixed number of iterations from
+the plan that the same iterations give in float64, for our kernel and for POT's log solver (which
+starts elsewhere and so has a trajectory of its own). The promise is per problem: at most twice
+POT's error plus 1e-6. Printed: median and worst of both, the worst problem, and how many problems
+break it.
 """
 
 from __future__ import annotations
@@ -40,7 +41,7 @@ class Accuracy:
 
 
 def measure(n: int, eps: float, problems: int, iterations: int, chunk: int = 256) -> Accuracy:
-    """Costs: squared distances of points in the unit square, in [0, 2]; masses: softmax of normals."""
+    """Costs: squared distances in the unit square, in [0, 2]; masses: softmax of normals."""
     ours, theirs = [], []
     generator = torch.Generator().manual_seed(n)
     for first in range(0, problems, chunk):
