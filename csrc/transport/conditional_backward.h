@@ -2,12 +2,13 @@
 //
 //   d left = W right + a_i left,   d right = W^T left + b_j right
 //
-// where a and b gather what depends on a point alone (norms under cosine and squared Euclid, and the
-// centre). With pi = softmax of a direction and (g, h) the gradients to its cost and lse,
-// dL/dc_ij = pi_ij g_i and dL/ds_ij = pi_ij (g_i (c_ij - cost_i) + h_i), summed over both directions;
-// the mass gradient takes exp(s_ij - lse_i) without the mass. e_ij = exp2(s_ij - lse_i) serves both
-// directions where every lse of the tile lies within 40 octaves of one middle and no mass is below
-// 2^-40 (then e is below 2^40, and what underflows is below 2^-46 in the other direction).
+// where a and b gather what depends on a point alone (norms under cosine and squared Euclid, and
+// the centre). With pi = softmax of a direction and (g, h) the gradients to its cost and lse,
+// dL/dc_ij = pi_ij g_i and dL/ds_ij = pi_ij (g_i (c_ij - cost_i) + h_i), summed over both
+// directions; the mass gradient takes exp(s_ij - lse_i) without the mass. e_ij = exp2(s_ij - lse_i)
+// serves both directions where every lse of the tile lies within 40 octaves of one middle and no
+// mass is below 2^-40 (then e is below 2^40, and what underflows is below 2^-46 in the other
+// direction).
 //
 // Included once per instruction set (common/each_capability.h): no include guard, no #include.
 
@@ -85,12 +86,11 @@ inline void weigh_rows(const Pair<T, MODE>& pair, const Conditional<T>& f, const
   }
   for (int64_t j = 0; j < w.n; j += lanes) {
     T *at_mass = w.column_sums + j, *at_square = at_mass + of_square * w.column_stride;
-    T *at_cos = at_mass + of_cos * w.column_stride;
-    T *at_centre = at_mass + of_centre * w.column_stride;
-    Vec<T> mass_sum = load(at_mass), square_sum{}, cos_sum{}, centre_sum{};
-    if constexpr (has_square<MODE>) square_sum = load(at_square);
-    if constexpr (has_cos<MODE>) cos_sum = load(at_cos);
-    if constexpr (has_centre<MODE>) centre_sum = load(at_centre);
+    T* at_cos = at_mass + of_cos * w.column_stride;
+    T* at_centre = at_mass + of_centre * w.column_stride;
+    // These rows' sums start at 0 and are added: errors grow with their number plus that of the
+    // adds.
+    Vec<T> mass_sum{}, square_sum{}, cos_sum{}, centre_sum{};
     for (int r = 0; r < R; ++r) {
       T* S = w.S + (i + r) * w.stride + j;
       const Side<T>& row = pair.row;
@@ -108,7 +108,8 @@ inline void weigh_rows(const Pair<T, MODE>& pair, const Conditional<T>& f, const
         if constexpr (pair.row_shift) s += row[shift][i + r] * f.scale;
         if (w.columns_on) d = exp2_of<T>(smaller<Vec<T>>(s - load(column[lse] + j), most));
       }
-      const Vec<T> row_logit = e * ((c - row[cost][i + r]) * row[g_cost][i + r] + row[g_lse][i + r]);
+      const Vec<T> row_logit =
+          e * ((c - row[cost][i + r]) * row[g_cost][i + r] + row[g_lse][i + r]);
       const Vec<T> column_logit =
           d * ((c - load(column[cost] + j)) * load(column[g_cost] + j) + load(column[g_lse] + j));
       mass_sum += row_logit;
@@ -132,10 +133,10 @@ inline void weigh_rows(const Pair<T, MODE>& pair, const Conditional<T>& f, const
         of_row[r][of_centre] += g.centre;
       }
     }
-    store(at_mass, mass_sum);
-    if constexpr (has_square<MODE>) store(at_square, square_sum);
-    if constexpr (has_cos<MODE>) store(at_cos, cos_sum);
-    if constexpr (has_centre<MODE>) store(at_centre, centre_sum);
+    store(at_mass, load(at_mass) + mass_sum);
+    if constexpr (has_square<MODE>) store(at_square, load(at_square) + square_sum);
+    if constexpr (has_cos<MODE>) store(at_cos, load(at_cos) + cos_sum);
+    if constexpr (has_centre<MODE>) store(at_centre, load(at_centre) + centre_sum);
   }
   for (int r = 0; r < R; ++r) {
     for (int which = 0; which < 4; ++which) {
@@ -247,21 +248,21 @@ void backward_mode(const Conditional<T>& f, int64_t begin, int64_t end, T* sums,
       weigh<T, MODE>(f, w, row, column, width);
       for (int64_t k = 0; k < f.depth; k += wide) {
         if (f.d_left != nullptr) {
-          product<T>(w.rows, width, w.S, w.stride, 1, f.panels + k * f.padded + at * wide,
-                            wide, gradient + k, f.stride, at == 0);
+          product<T>(w.rows, width, w.S, w.stride, 1, f.panels + k * f.padded + at * wide, wide,
+                     gradient + k, f.stride, at == 0);
         }
         if (f.want_right) {
-          product<T>(width, w.rows, w.S, 1, w.stride, rows + k, f.stride,
-                            right + at * f.depth + k, f.depth, block == begin);
+          product<T>(width, w.rows, w.S, 1, w.stride, rows + k, f.stride, right + at * f.depth + k,
+                     f.depth, block == begin);
         }
       }
     }
     const T* gain = w.row_sums;
     for (int64_t i = 0; i < w.rows; ++i) {
       if (f.d_left != nullptr) {
-        const Own<T> share = own_share(f.mode, row[high][i], gain[of_square * block_rows + i],
-                                       gain[of_cos * block_rows + i],
-                                       gain[of_centre * block_rows + i]);
+        const Own<T> share =
+            own_share(f.mode, row[high][i], gain[of_square * block_rows + i],
+                      gain[of_cos * block_rows + i], gain[of_centre * block_rows + i]);
         write_gradient(f.D, gradient + i * f.stride, rows + i * f.stride, f.centre, share,
                        !f.first_section, f.d_left + (from + i) * f.D);
       }
@@ -305,9 +306,9 @@ void backward_columns(const Conditional<T>& f, T* sums, int64_t stripes, int64_t
     if (d_right == nullptr) continue;
     T* G = sums + j * f.depth;
     T* out = d_right + (f.first + j) * f.D;
-    const Own<T> share = own_share(f.mode, f.columns[high][j], gathered[of_square * f.padded + j],
-                                   gathered[of_cos * f.padded + j],
-                                   gathered[of_centre * f.padded + j]);
+    const Own<T> share =
+        own_share(f.mode, f.columns[high][j], gathered[of_square * f.padded + j],
+                  gathered[of_cos * f.padded + j], gathered[of_centre * f.padded + j]);
     // The point as the products read it: back from the panels.
     for (int64_t k = 0; k < f.D; k += wide) {
       write_gradient(std::min(wide, f.D - k), G + k, f.panels + k * f.padded + j * wide,

@@ -81,18 +81,18 @@ void mean_of_finite(const T* points, int64_t count, int64_t D, T* centre) {
                               });
   int64_t used = 0;
   for (const uint8_t f : finite) used += f;
-  torch::stable::parallel_for(0, D, std::max<int64_t>(16, 262144 / count),
-                              [&](int64_t begin, int64_t end) {
-                                std::vector<double> sum(end - begin);
-                                for (int64_t i = 0; i < count; ++i) {
-                                  if (!finite[i]) continue;
-                                  const T* point = points + i * D + begin;
-                                  for (int64_t k = 0; k < end - begin; ++k) sum[k] += point[k];
-                                }
-                                for (int64_t k = begin; k < end; ++k) {
-                                  centre[k] = static_cast<T>(sum[k - begin] / std::max<int64_t>(used, 1));
-                                }
-                              });
+  torch::stable::parallel_for(
+      0, D, std::max<int64_t>(16, 262144 / count), [&](int64_t begin, int64_t end) {
+        std::vector<double> sum(end - begin);
+        for (int64_t i = 0; i < count; ++i) {
+          if (!finite[i]) continue;
+          const T* point = points + i * D + begin;
+          for (int64_t k = 0; k < end - begin; ++k) sum[k] += point[k];
+        }
+        for (int64_t k = begin; k < end; ++k) {
+          centre[k] = static_cast<T>(sum[k - begin] / std::max<int64_t>(used, 1));
+        }
+      });
 }
 
 template <typename T>
@@ -317,10 +317,10 @@ Four conditional_transport_backward(const Tensor& x, const Tensor& y, const Opti
                                     const Tensor& g_col_lse, int64_t cost, int64_t logits,
                                     double temperature, int64_t need) {
   const auto run = element_of(x) == Element::f64 ? backward_as<double> : backward_as<float>;
-  return run(x, y, p, q,
-             {&row_cost, &col_cost, &row_lse, &col_lse, &g_row_cost, &g_col_cost, &g_row_lse,
-              &g_col_lse},
-             cost, logits, temperature, need);
+  return run(
+      x, y, p, q,
+      {&row_cost, &col_cost, &row_lse, &col_lse, &g_row_cost, &g_col_cost, &g_row_lse, &g_col_lse},
+      cost, logits, temperature, need);
 }
 
 }  // namespace

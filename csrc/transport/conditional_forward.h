@@ -60,8 +60,8 @@ inline void lone_row(const Pair<T, MODE>& pair, T scale, const Chunk<T>& t, int6
     // Shifted by the largest among those that have mass.
     Vec<T> top = broadcast(-far<T>);
     for (int64_t j = 0; j < t.n; j += lanes) {
-      top = larger<Vec<T>>(top, pair.logit(load(S + j), i, j) * scale +
-                                    load(pair.column[log_mass] + j));
+      top = larger<Vec<T>>(top,
+                           pair.logit(load(S + j), i, j) * scale + load(pair.column[log_mass] + j));
     }
     t.top[i] = largest_of<T>(top);
   }
@@ -267,8 +267,8 @@ void forward_mode(const Conditional<T>& f, int64_t begin, int64_t end, T* sums, 
       const Side<T> column{f.columns.data + at, f.columns.length};
       statistics<T, MODE>(f, t, row, column);
       for (int64_t i = 0; i < t.rows; i += lanes) {
-        merge<T>(running[0] + i, running[1] + i, running[2] + i, load(t.top + i),
-                 load(t.total + i), load(t.sum + i));
+        merge<T>(running[0] + i, running[1] + i, running[2] + i, load(t.top + i), load(t.total + i),
+                 load(t.sum + i));
       }
       for (int64_t j = 0; j < t.n; j += lanes) {
         merge<T>(shift_sum + at + j, total_sum + at + j, cost_sum + at + j, load(t.shift + j),

@@ -13,8 +13,7 @@ namespace conditional {
 
 template <typename T>
 constexpr ConditionalKernels<T> kernels{
-    columns<T>,          scratch_size<T>,        prepare<T>,
-    forward<T>,          backward<T>,            forward_columns<T>,
-    backward_columns<T>,
+    columns<T>,  scratch_size<T>,    prepare<T>,          forward<T>,
+    backward<T>, forward_columns<T>, backward_columns<T>,
 };
 }  // namespace conditional

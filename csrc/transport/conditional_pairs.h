@@ -73,8 +73,8 @@ inline Vec<T> fused(Vec<T> a, Vec<T> b, Vec<T> c) {
 }
 #endif
 
-// The cosine and the product of both inverse norms. cos is dot / sqrt(|x|^2 |y|^2) with one rounding
-// (nearly always), so 1 for equal points.
+// The cosine and the product of both inverse norms. cos is dot / sqrt(|x|^2 |y|^2) with one
+// rounding (nearly always), so 1 for equal points.
 template <typename T>
 struct Cosine {
   Vec<T> cos, inverse;
@@ -313,7 +313,8 @@ inline void dots(const Conditional<T>& f, const T* rows, int64_t stride, int64_t
     int64_t k = 0;
     do {
       const int64_t length = std::min(dot_run, f.D - k);
-      product<T>(count, length, rows + k, stride, 1, panel + k * wide, wide, S + j, S_stride, k == 0);
+      product<T>(count, length, rows + k, stride, 1, panel + k * wide, wide, S + j, S_stride,
+                 k == 0);
       k += dot_run;
     } while (k < f.D);
   }

@@ -1,5 +1,5 @@
-// Exact optimal transport on the CPU: what the solver (emd_simplex.h) and the op (emd_cpu.cpp) agree
-// on.
+// Exact optimal transport on the CPU: what the solver (emd_simplex.h) and the op (emd_cpu.cpp)
+// agree on.
 //
 //   minimise sum_ij P_ij C_ij   with   P >= 0,  P 1 = a,  P^T 1 = b
 //   dual     f_i + g_j <= C_ij,  with equality wherever P_ij > 0
@@ -9,8 +9,8 @@
 
 namespace fedkernels {
 
-// One row or column of the tableau as a node of the spanning tree. Node j < stride is column j, node
-// stride + i is row i. `flow` is P at the cell of this node and its parent.
+// One row or column of the tableau as a node of the spanning tree. Node j < stride is column j,
+// node stride + i is row i. `flow` is P at the cell of this node and its parent.
 struct EmdNode {
   double flow;
   int32_t parent, depth;

@@ -1,6 +1,6 @@
-// The op of exact optimal transport: reads masses and sizes, leaves out rows and columns without mass,
-// solves every problem by the network simplex (emd_simplex.h), makes the duals feasible everywhere.
-// Parallel over problems; a problem's bits depend on that problem alone. All in double.
+// The op of exact optimal transport: reads masses and sizes, leaves out rows and columns without
+// mass, solves every problem by the network simplex (emd_simplex.h), makes the duals feasible
+// everywhere. Parallel over problems; a problem's bits depend on that problem alone. All in double.
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/ops.h>
 #include <torch/csrc/stable/tensor.h>
@@ -50,17 +50,17 @@ EmdSolve solve_here() {
 
 // One problem inside its padded block.
 struct Problem {
-  int64_t n, m;       // its own size
-  int64_t row;        // stride of cost and plan
+  int64_t n, m;  // its own size
+  int64_t row;   // stride of cost and plan
   const double* cost;
-  const double* a;    // or null for uniform
+  const double* a;  // or null for uniform
   const double* b;
-  double mismatch;    // relative difference of the totals that is scaled away
+  double mismatch;  // relative difference of the totals that is scaled away
   int64_t max_pivot;
   double* value;
   double* f;
   double* g;
-  double* plan;       // zeros
+  double* plan;  // zeros
   uint8_t* status;
 };
 
@@ -144,16 +144,25 @@ EmdTableau tableau_of(const Problem& p, const Room& room, int64_t n, int64_t m) 
     size = std::max(size, most);
     std::fill(to + m, to + stride, infinity);
   }
-  // A potential is a sum along the tree, whose rounding grows with the depth: below it a reduced cost
-  // says nothing.
+  // A potential is a sum along the tree, whose rounding grows with the depth: below it a reduced
+  // cost says nothing.
   const double tolerance =
       std::numeric_limits<double>::epsilon() * size * (8 + static_cast<double>(n + m) / 16);
-  return {n, m, stride, room.cost.get(), room.a.get(), room.b.get(), room.potential.get(),
-          room.nodes.get(), tolerance, p.max_pivot};
+  return {n,
+          m,
+          stride,
+          room.cost.get(),
+          room.a.get(),
+          room.b.get(),
+          room.potential.get(),
+          room.nodes.get(),
+          tolerance,
+          p.max_pivot};
 }
 
 // Duals of every row and column, feasible by construction:
-//   f_i = min_j (C_ij - g_j) over the columns with mass, g_j = min_i (C_ij - f_i) for those without.
+//   f_i = min_j (C_ij - g_j) over the columns with mass, g_j = min_i (C_ij - f_i) for those
+//   without.
 // On cells of the tree both hold with equality. The constant between f and g makes <a,f> = <b,g>.
 void duals(const Problem& p, const Room& room, const EmdTableau& t, double uniform_a,
            double uniform_b) {
@@ -240,9 +249,10 @@ void solve_one(const Problem& p, const Room& room, EmdSolve solve) {
   if (!std::isfinite(value)) fill(p, non_finite, nan);  // finite costs whose sum is not
 }
 
-std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> emd(
-    const Tensor& cost, const Optional& a, const Optional& b, const Optional& sizes, int64_t batch,
-    double mismatch, int64_t max_pivot) {
+std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> emd(const Tensor& cost, const Optional& a,
+                                                       const Optional& b, const Optional& sizes,
+                                                       int64_t batch, double mismatch,
+                                                       int64_t max_pivot) {
   const int64_t n = cost.size(1), m = cost.size(2);
   const auto zeros = [&](std::vector<int64_t> shape) {
     return torch::stable::new_zeros(cost, shape);

@@ -4,11 +4,12 @@
 // reduced cost C_ij - f_i - g_j of a block of rows, sends flow round the cycle that it closes, and
 // drops the cell that empties. Trees are kept strongly feasible (a cell without flow hangs as a row
 // below its column), so that a run of pivots without flow cannot come back to where it began
-// (Cunningham 1976); masses that tie, as uniform ones do, are no special case. A pivot costs a block of
-// the matrix, the cycle and the part of the tree that moves. Which cell enters does not depend on the
-// width of the vectors.
+// (Cunningham 1976); masses that tie, as uniform ones do, are no special case. A pivot costs a
+// block of the matrix, the cycle and the part of the tree that moves. Which cell enters does not
+// depend on the width of the vectors.
 //
-// Compiled once per instruction set (common/each_capability.h): raw pointers only, no library calls.
+// Compiled once per instruction set (common/each_capability.h): raw pointers only, no library
+// calls.
 
 namespace {
 
@@ -17,8 +18,8 @@ typedef double Doubles __attribute__((vector_size(VECTOR_BYTES)));
 typedef int64_t Longs __attribute__((vector_size(VECTOR_BYTES)));
 
 // A block of the search has about this many cells: a larger one takes fewer pivots, each of which
-// costs more. With 128, 256, 512, 1024 (AVX2, random masses): 33, 31, 30, 34 us at n = 32, 149, 140,
-// 138, 137 us at 64, 3.3, 3.3, 2.8, 2.6 ms at 256.
+// costs more. With 128, 256, 512, 1024 (AVX2, random masses): 33, 31, 30, 34 us at n = 32, 149,
+// 140, 138, 137 us at 64, 3.3, 3.3, 2.8, 2.6 ms at 256.
 constexpr int64_t block_cells = 512;
 
 inline Doubles load(const double* p) {
@@ -120,9 +121,9 @@ inline void refresh(const EmdTableau& t, int32_t root) {
 }
 
 // A first tree: each row in turn fills its cheapest columns, by the cost above the least of the
-// column. Whichever of row and column is used up hangs below the other. A tie uses up the column, so
-// that no column stays open with nothing left: the tree is strongly feasible. Returns the root, the
-// last row.
+// column. Whichever of row and column is used up hangs below the other. A tie uses up the column,
+// so that no column stays open with nothing left: the tree is strongly feasible. Returns the root,
+// the last row.
 inline int32_t start(const EmdTableau& t) {
   double* key = t.potential;  // the least of each column, -inf once it is used up
   for (int64_t j = 0; j < t.stride; j += lanes) {
@@ -181,7 +182,8 @@ inline void pivot(const EmdTableau& t, int32_t row, int32_t column, double reduc
   EmdNode* nodes = t.nodes;
   // The cycle runs from the row over the new cell to the column and back through the tree: on the
   // column's way up the columns' cells lose flow, on the row's way up the rows' do. Of those that
-  // lose most the last on the cycle, seen from its top, leaves: that keeps the tree strongly feasible.
+  // lose most the last on the cycle, seen from its top, leaves: that keeps the tree strongly
+  // feasible.
   double least_row = __builtin_inf(), least_column = __builtin_inf();
   int32_t out_row = -1, out_column = -1;
   int32_t u = row, v = column;
@@ -190,7 +192,8 @@ inline void pivot(const EmdTableau& t, int32_t row, int32_t column, double reduc
       if (u >= t.stride && nodes[u].flow < least_row) least_row = nodes[u].flow, out_row = u;
       u = nodes[u].parent;
     } else {
-      if (v < t.stride && nodes[v].flow <= least_column) least_column = nodes[v].flow, out_column = v;
+      if (v < t.stride && nodes[v].flow <= least_column)
+        least_column = nodes[v].flow, out_column = v;
       v = nodes[v].parent;
     }
   }
@@ -206,8 +209,9 @@ inline void pivot(const EmdTableau& t, int32_t row, int32_t column, double reduc
       nodes[v].flow += v < t.stride ? -amount : amount;
     }
   }
-  // The part below the leaving cell hangs from the other end of the new cell: parents on the way from
-  // the new cell to the leaving one turn round, each cell's flow going to the node that is below now.
+  // The part below the leaving cell hangs from the other end of the new cell: parents on the way
+  // from the new cell to the leaving one turn round, each cell's flow going to the node that is
+  // below now.
   const int32_t moved = column_moves ? column : row;
   int32_t parent = column_moves ? row : column;
   double flow = amount;

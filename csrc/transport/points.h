@@ -30,7 +30,7 @@ struct Pair {
   Cloud<T> x, y;
   int64_t D;
   Metric metric;
-  T scale;  // log2(e) / eps
+  T scale;                  // log2(e) / eps
   const T* kept = nullptr;  // tiles of width x width (points_tile.h), where they were kept
 
   Pair swapped() const { return {y, x, D, metric, scale, nullptr}; }

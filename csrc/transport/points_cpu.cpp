@@ -55,13 +55,26 @@ struct Batch {
 
   Batch(const Tensor& x, const Tensor& y, const Tensor& eps, const Optional& sizes, int64_t metric,
         bool symmetric, int64_t count)
-      : x(x), y(y), eps(eps), sizes(sizes), metric(static_cast<Metric>(metric)),
-        symmetric(symmetric), count(count), n(x.size(1)), m(symmetric ? n : y.size(1)),
+      : x(x),
+        y(y),
+        eps(eps),
+        sizes(sizes),
+        metric(static_cast<Metric>(metric)),
+        symmetric(symmetric),
+        count(count),
+        n(x.size(1)),
+        m(symmetric ? n : y.size(1)),
         D(x.size(2)) {}
 
   Clouds<T> problem(int64_t k) const {
-    Clouds<T> c{of_problem<T>(x, k), symmetric ? of_problem<T>(x, k) : of_problem<T>(y, k),
-                n, m, D, metric, symmetric, *of_problem<double>(eps, k)};
+    Clouds<T> c{of_problem<T>(x, k),
+                symmetric ? of_problem<T>(x, k) : of_problem<T>(y, k),
+                n,
+                m,
+                D,
+                metric,
+                symmetric,
+                *of_problem<double>(eps, k)};
     if (sizes) {
       const int64_t* size = data<int64_t>(*sizes) + 2 * k;
       c.n = std::clamp<int64_t>(size[0], 0, n);
@@ -157,20 +170,21 @@ Solution forward_as(const Batch<T>& batch, const Optional& a, const Optional& b,
 
   const int64_t room = PointsSolver<T>::room_for(batch.D, batch.at_once());
   const int64_t bytes = PointsSolver<T>::bytes(n, m, batch.D, kernels.width, room);
-  batch.over_problems(kernels, bytes, 0, [&](int64_t k, Arena& arena, T* const* scratch,
-                                             int64_t workers) {
-    const Clouds<T> clouds = batch.problem(k);
-    Problem<T> problem{};
-    problem.n = clouds.n, problem.m = clouds.m, problem.block_n = n, problem.block_m = m;
-    problem.a = of_problem<T>(a, k), problem.g0 = of_problem<T>(g0, k), problem.eps = clouds.eps;
-    problem.b = batch.symmetric ? problem.a : of_problem<T>(b, k);
-    problem.value = out<T>(value) + k, problem.linear = out<T>(linear) + k;
-    problem.f = out<T>(f) + k * n, problem.u = out<T>(u) + k * n, problem.r = out<T>(r) + k * n;
-    problem.g = out<T>(g) + k * m, problem.v = out<T>(v) + k * m, problem.c = out<T>(c) + k * m;
-    problem.n_iter = out<int32_t>(n_iter) + k, problem.error = out<T>(error) + k;
-    problem.status = out<uint8_t>(status) + k;
-    PointsSolver<T>(kernels, clouds, problem, settings, room).solve(arena, scratch, workers);
-  });
+  batch.over_problems(
+      kernels, bytes, 0, [&](int64_t k, Arena& arena, T* const* scratch, int64_t workers) {
+        const Clouds<T> clouds = batch.problem(k);
+        Problem<T> problem{};
+        problem.n = clouds.n, problem.m = clouds.m, problem.block_n = n, problem.block_m = m;
+        problem.a = of_problem<T>(a, k), problem.g0 = of_problem<T>(g0, k),
+        problem.eps = clouds.eps;
+        problem.b = batch.symmetric ? problem.a : of_problem<T>(b, k);
+        problem.value = out<T>(value) + k, problem.linear = out<T>(linear) + k;
+        problem.f = out<T>(f) + k * n, problem.u = out<T>(u) + k * n, problem.r = out<T>(r) + k * n;
+        problem.g = out<T>(g) + k * m, problem.v = out<T>(v) + k * m, problem.c = out<T>(c) + k * m;
+        problem.n_iter = out<int32_t>(n_iter) + k, problem.error = out<T>(error) + k;
+        problem.status = out<uint8_t>(status) + k;
+        PointsSolver<T>(kernels, clouds, problem, settings, room).solve(arena, scratch, workers);
+      });
   return {value, linear, f, g, u, v, r, c, n_iter, error, status};
 }
 
@@ -191,20 +205,21 @@ Tensor plan_as(const Batch<T>& batch, const Tensor& u, const Tensor& v, const Op
   const int64_t n = batch.n, m = batch.m;
   Tensor plan = torch::stable::new_empty(u, std::vector<int64_t>{batch.count, n, m});
   const int64_t bytes = Finished<T>::bytes(n, m, batch.D, kernels.width);
-  batch.over_problems(kernels, bytes, 0, [&](int64_t k, Arena& arena, T* const* scratch,
-                                             int64_t workers) {
-    const Clouds<T> clouds = batch.problem(k);
-    T* to = out<T>(plan) + k * n * m;
-    const T factor = scale ? data<T>(*scale)[k] : T{1};
-    if (factor == 0) return zero_rows(to, 0, n, m);
-    const Finished<T> p(kernels, clouds, data<T>(u) + k * n, data<T>(v) + k * m, arena);
-    p.packed.over_stripes(clouds.n, workers, [&](int64_t begin, int64_t end, int64_t,
-                                                 int64_t worker) {
-      kernels.plan(p.packed.pair(), p.u, p.v, factor, begin, end, to, m, scratch[worker]);
-      for (int64_t i = begin; clouds.m < m && i < end; ++i) zero_rows(to + i * m, clouds.m, m, 1);
-    });
-    zero_rows(to, clouds.n, n, m);
-  });
+  batch.over_problems(
+      kernels, bytes, 0, [&](int64_t k, Arena& arena, T* const* scratch, int64_t workers) {
+        const Clouds<T> clouds = batch.problem(k);
+        T* to = out<T>(plan) + k * n * m;
+        const T factor = scale ? data<T>(*scale)[k] : T{1};
+        if (factor == 0) return zero_rows(to, 0, n, m);
+        const Finished<T> p(kernels, clouds, data<T>(u) + k * n, data<T>(v) + k * m, arena);
+        p.packed.over_stripes(
+            clouds.n, workers, [&](int64_t begin, int64_t end, int64_t, int64_t worker) {
+              kernels.plan(p.packed.pair(), p.u, p.v, factor, begin, end, to, m, scratch[worker]);
+              for (int64_t i = begin; clouds.m < m && i < end; ++i)
+                zero_rows(to + i * m, clouds.m, m, 1);
+            });
+        zero_rows(to, clouds.n, n, m);
+      });
   return plan;
 }
 
@@ -226,26 +241,28 @@ Tensor apply_as(const Batch<T>& batch, const Tensor& u, const Tensor& v, const T
   if (d == 0) return result;
   const int64_t bytes =
       Finished<T>::bytes(n, m, batch.D, w) + whole(inner, w) * wide * sizeof(T) + 64;
-  batch.over_problems(kernels, bytes, wide, [&](int64_t k, Arena& arena, T* const* scratch,
-                                                int64_t workers) {
-    const Clouds<T> clouds = batch.problem(k);
-    const Finished<T> p(kernels, clouds, data<T>(u) + k * n, data<T>(v) + k * m, arena);
-    const Pair<T> pair = transpose ? p.packed.pair().swapped() : p.packed.pair();
-    const int64_t count = pair.y.count;
-    T* held = arena.take<T>(whole(count, w) * wide);
-    std::memset(held, 0, sizeof(T) * whole(count, w) * wide);
-    const T* from = data<T>(V) + k * inner * d;
-    for (int64_t j = 0; j < count; ++j) std::copy_n(from + j * d, d, held + j * wide);
-    T* to = out<T>(result) + k * rows * d;
-    const Weighted<T> g{pair, transpose ? p.v : p.u, transpose ? p.u : p.v, 0, 0, nullptr, nullptr,
-                        held, wide};
-    p.packed.over_stripes(pair.x.count, workers, [&](int64_t begin, int64_t end, int64_t,
-                                                     int64_t worker) {
-      if (count > 0) kernels.apply(g, begin, end, to, d, scratch[worker]);
-      else zero_rows(to, begin, end, d);
-    });
-    zero_rows(to, pair.x.count, rows, d);
-  });
+  batch.over_problems(
+      kernels, bytes, wide, [&](int64_t k, Arena& arena, T* const* scratch, int64_t workers) {
+        const Clouds<T> clouds = batch.problem(k);
+        const Finished<T> p(kernels, clouds, data<T>(u) + k * n, data<T>(v) + k * m, arena);
+        const Pair<T> pair = transpose ? p.packed.pair().swapped() : p.packed.pair();
+        const int64_t count = pair.y.count;
+        T* held = arena.take<T>(whole(count, w) * wide);
+        std::memset(held, 0, sizeof(T) * whole(count, w) * wide);
+        const T* from = data<T>(V) + k * inner * d;
+        for (int64_t j = 0; j < count; ++j) std::copy_n(from + j * d, d, held + j * wide);
+        T* to = out<T>(result) + k * rows * d;
+        const Weighted<T> g{
+            pair, transpose ? p.v : p.u, transpose ? p.u : p.v, 0, 0, nullptr, nullptr, held, wide};
+        p.packed.over_stripes(pair.x.count, workers,
+                              [&](int64_t begin, int64_t end, int64_t, int64_t worker) {
+                                if (count > 0)
+                                  kernels.apply(g, begin, end, to, d, scratch[worker]);
+                                else
+                                  zero_rows(to, begin, end, d);
+                              });
+        zero_rows(to, pair.x.count, rows, d);
+      });
   return result;
 }
 
@@ -268,49 +285,48 @@ std::tuple<Tensor, Tensor> backward_as(const Batch<T>& batch, const Tensor& u, c
   Tensor dx = torch::stable::new_empty(u, std::vector<int64_t>{B, n, D});
   Tensor dy = torch::stable::new_empty(u, std::vector<int64_t>{B, m, D});
   const int64_t padded = whole(n, w) + whole(m, w);
-  const int64_t bytes =
-      Finished<T>::bytes(n, m, D, w) + padded * (wide + 1) * sizeof(T) + 4 * 64;
-  batch.over_problems(kernels, bytes, wide, [&](int64_t k, Arena& arena, T* const* scratch,
-                                                int64_t workers) {
-    const Clouds<T> clouds = batch.problem(k);
-    T* to_x = out<T>(dx) + k * n * D;
-    T* to_y = out<T>(dy) + k * m * D;
-    const T* alpha_k = alpha ? data<T>(*alpha) + k * n : nullptr;
-    const T* beta_k = beta ? data<T>(*beta) + k * m : nullptr;
-    const auto any = [](const T* row, int64_t count) {
-      return row && std::any_of(row, row + count, [](T value) { return value != 0; });
-    };
-    const T weight0 = data<T>(w0)[k], weight1 = data<T>(w1)[k];
-    const bool asked =
-        weight0 != 0 || weight1 != 0 || any(alpha_k, clouds.n) || any(beta_k, clouds.m);
-    if (!asked || clouds.n == 0 || clouds.m == 0) {
-      zero_rows(to_x, 0, n, D);
-      return zero_rows(to_y, 0, m, D);
-    }
-    const Finished<T> p(kernels, clouds, data<T>(u) + k * n, data<T>(v) + k * m, arena);
-    const Packed<T>& packed = p.packed;
-    const auto side = [&](const T* row, int64_t count, int64_t size) {
-      return row ? Finished<T>::padded(row, count, size, arena, T{0}) : nullptr;
-    };
-    const T* alpha_p = side(alpha_k, clouds.n, packed.padded_n());
-    const T* beta_p = side(beta_k, clouds.m, packed.padded_m());
-    // The gradients of rows, then of columns, the pair swapped: one sweep for both would need the
-    // (m, D) sums of every stripe.
-    const auto half = [&](const Pair<T>& pair, const T* from, const T* towards, const T* of_x,
-                          const T* of_y, T* to) {
-      T* rows = arena.take<T>(whole(pair.y.count, w) * wide);
-      packed.rows(pair.y, wide, rows);
-      const Weighted<T> g{pair, from, towards, weight0, weight1, of_x, of_y, rows, wide};
-      packed.over_stripes(pair.x.count, workers, [&](int64_t begin, int64_t end, int64_t,
-                                                     int64_t worker) {
-        kernels.gradient(g, begin, end, to, scratch[worker]);
+  const int64_t bytes = Finished<T>::bytes(n, m, D, w) + padded * (wide + 1) * sizeof(T) + 4 * 64;
+  batch.over_problems(
+      kernels, bytes, wide, [&](int64_t k, Arena& arena, T* const* scratch, int64_t workers) {
+        const Clouds<T> clouds = batch.problem(k);
+        T* to_x = out<T>(dx) + k * n * D;
+        T* to_y = out<T>(dy) + k * m * D;
+        const T* alpha_k = alpha ? data<T>(*alpha) + k * n : nullptr;
+        const T* beta_k = beta ? data<T>(*beta) + k * m : nullptr;
+        const auto any = [](const T* row, int64_t count) {
+          return row && std::any_of(row, row + count, [](T value) { return value != 0; });
+        };
+        const T weight0 = data<T>(w0)[k], weight1 = data<T>(w1)[k];
+        const bool asked =
+            weight0 != 0 || weight1 != 0 || any(alpha_k, clouds.n) || any(beta_k, clouds.m);
+        if (!asked || clouds.n == 0 || clouds.m == 0) {
+          zero_rows(to_x, 0, n, D);
+          return zero_rows(to_y, 0, m, D);
+        }
+        const Finished<T> p(kernels, clouds, data<T>(u) + k * n, data<T>(v) + k * m, arena);
+        const Packed<T>& packed = p.packed;
+        const auto side = [&](const T* row, int64_t count, int64_t size) {
+          return row ? Finished<T>::padded(row, count, size, arena, T{0}) : nullptr;
+        };
+        const T* alpha_p = side(alpha_k, clouds.n, packed.padded_n());
+        const T* beta_p = side(beta_k, clouds.m, packed.padded_m());
+        // The gradients of rows, then of columns, the pair swapped: one sweep for both would need
+        // the (m, D) sums of every stripe.
+        const auto half = [&](const Pair<T>& pair, const T* from, const T* towards, const T* of_x,
+                              const T* of_y, T* to) {
+          T* rows = arena.take<T>(whole(pair.y.count, w) * wide);
+          packed.rows(pair.y, wide, rows);
+          const Weighted<T> g{pair, from, towards, weight0, weight1, of_x, of_y, rows, wide};
+          packed.over_stripes(pair.x.count, workers,
+                              [&](int64_t begin, int64_t end, int64_t, int64_t worker) {
+                                kernels.gradient(g, begin, end, to, scratch[worker]);
+                              });
+        };
+        half(packed.pair(), p.u, p.v, alpha_p, beta_p, to_x);
+        half(packed.pair().swapped(), p.v, p.u, beta_p, alpha_p, to_y);
+        zero_rows(to_x, clouds.n, n, D);
+        zero_rows(to_y, clouds.m, m, D);
       });
-    };
-    half(packed.pair(), p.u, p.v, alpha_p, beta_p, to_x);
-    half(packed.pair().swapped(), p.v, p.u, beta_p, alpha_p, to_y);
-    zero_rows(to_x, clouds.n, n, D);
-    zero_rows(to_y, clouds.m, m, D);
-  });
   return {dx, dy};
 }
 

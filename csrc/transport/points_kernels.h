@@ -1,10 +1,10 @@
 // Sweeps over the plan between two clouds, tile by tile. Parallel axis: rows, in stripes.
 //
 // A block of rows meets the panels of y one after the other: the tile of products stays in the
-// first cache, its entries become 2^(K + u + v) there. One full iteration is one sweep: the row sums
-// of a block give its new u, and the entries, held for the block alone, are then added to the column
-// sums with the factor 2^(new u - u). The u and v of the iteration before take the place of the largest
-// term: after the first iteration all exponents are near or below 0.
+// first cache, its entries become 2^(K + u + v) there. One full iteration is one sweep: the row
+// sums of a block give its new u, and the entries, held for the block alone, are then added to the
+// column sums with the factor 2^(new u - u). The u and v of the iteration before take the place of
+// the largest term: after the first iteration all exponents are near or below 0.
 //
 // Sums run in T over at most `flush` panels, then in double.
 // Work: n m (2 D + about 35) operations of T a sweep, one exp2 an entry.
@@ -30,8 +30,7 @@ inline Vec<T> move(const Side<T>& side, Vec<T> log_mass, Vec<T> u, Vec<T> log_r)
   }
   if (side.omega != T{1}) {  // relaxed_factor(2^gap, omega)
     const Vec<T> x = exp2_of<T>(gap) - T{1};
-    const Vec<T> factor =
-        (T{2} + (T{1} + side.omega) * x) / (T{2} + (T{1} - side.omega) * x);
+    const Vec<T> factor = (T{2} + (T{1} + side.omega) * x) / (T{2} + (T{1} - side.omega) * x);
     return (x > T(-0.5)) & (x < T{1}) ? log2_of<T>(factor) : gap;
   }
   return side.relax * gap;
@@ -54,8 +53,8 @@ inline bool step_rows(const Sweep<T>& s, int64_t row, int64_t rows, const double
     log_mass[i] = i < rows ? s.side.log_mass[row + i] : T{0};
   }
   for (int64_t i = 0; i < w; i += lanes) {
-    const Vec<T> step = move<T>(s.side, load<T>(log_mass + i), load<T>(u + i),
-                                log2_of<T>(load<T>(r + i)));
+    const Vec<T> step =
+        move<T>(s.side, load<T>(log_mass + i), load<T>(u + i), log2_of<T>(load<T>(r + i)));
     const Vec<T> after = load<T>(u + i) + step;
     store<T>(next + i, after);
     store<T>(factor + i, exp2_of<T>(after - load<T>(u + i)));  // of u as it is rounded

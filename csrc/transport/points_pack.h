@@ -85,7 +85,10 @@ class Packed {
     const int64_t w = kernels.width;
     centre_ = arena.take<double>(2 * given.D);
     find_centre();
-    pair_ = {cloud(given.x, given.n, arena), {}, given.D, given.metric,
+    pair_ = {cloud(given.x, given.n, arena),
+             {},
+             given.D,
+             given.metric,
              static_cast<T>(log2e / given.eps)};
     finite_ &= std::isfinite(pair_.scale) && pair_.scale > 0;
     pair_.y = given.symmetric ? pair_.x : cloud(given.y, given.m, arena);

@@ -76,8 +76,8 @@ void plan(const Pair<T>& points, const T* u, const T* v, T factor, int64_t begin
   });
 }
 
-// Runs the rows of [begin, end): `weigh(row, i, panel, C, C, P, P, at)` turns what the tile holds of a
-// row, at `at`, into weights; `finish(row, rows, sums)` gets sums (rows, d) = weights V.
+// Runs the rows of [begin, end): `weigh(row, i, panel, C, C, P, P, at)` turns what the tile holds
+// of a row, at `at`, into weights; `finish(row, rows, sums)` gets sums (rows, d) = weights V.
 template <Metric metric, typename T, typename Weigh, typename Finish>
 inline void weighted_rows(const Weighted<T>& g, int64_t begin, int64_t end, T* scratch,
                           const Weigh& weigh, const Finish& finish) {
@@ -160,8 +160,10 @@ void gradient(const Weighted<T>& g, int64_t begin, int64_t end, T* out, T* scrat
     const auto square = [](Vec<T> c) { return metric == Metric::euclidean ? c * c : c; };
     const auto weight = [&](Vec<T> p, Vec<T> c, T alpha, Vec<T> beta) {
       const Vec<T> all = p * ((g.w0 + g.w1 * c) + (alpha + beta));
-      if constexpr (metric != Metric::euclidean) return all;
-      else return c > T{0} ? all / c : Vec<T>{};
+      if constexpr (metric != Metric::euclidean)
+        return all;
+      else
+        return c > T{0} ? all / c : Vec<T>{};
     };
     weighted_rows<metric, T>(
         g, begin, end, scratch,
@@ -212,18 +214,8 @@ void gradient(const Weighted<T>& g, int64_t begin, int64_t end, T* out, T* scrat
 }  // namespace points
 
 template <typename T>
-constexpr PointsKernels<T> points_kernels = {points::width<T>,
-                                             points::block_rows<T>,
-                                             points::scratch_size<T>,
-                                             points::norms<T>,
-                                             points::keep_tiles<T>,
-                                             points::sweep<T>,
-                                             points::log_sums<T>,
-                                             points::marginals<T>,
-                                             points::plan<T>,
-                                             points::apply<T>,
-                                             points::gradient<T>,
-                                             points::advance<T>,
-                                             points::advance_log<T>,
-                                             points::log2_row<T>,
-                                             points::exp2_row<T>};
+constexpr PointsKernels<T> points_kernels = {
+    points::width<T>,       points::block_rows<T>, points::scratch_size<T>, points::norms<T>,
+    points::keep_tiles<T>,  points::sweep<T>,      points::log_sums<T>,     points::marginals<T>,
+    points::plan<T>,        points::apply<T>,      points::gradient<T>,     points::advance<T>,
+    points::advance_log<T>, points::log2_row<T>,   points::exp2_row<T>};

@@ -94,22 +94,22 @@ class PointsSolver {
   bool sweep(bool columns) {
     const int64_t M = packed_->padded_m();
     std::atomic<bool> good{true};
-    packed_->over_stripes(p_.n, workers_, [&](int64_t begin, int64_t end, int64_t stripe,
-                                                   int64_t worker) {
-      T* to = columns ? partial_ + stripe * M : nullptr;
-      if (columns) std::fill(to, to + M, T{0});
-      const Sweep<T> s{pair_, u_, v_, side_a_, r_, u_next_, to};
-      if (!k_.sweep(s, begin, end, scratch_[worker])) good = false;
-    });
+    packed_->over_stripes(p_.n, workers_,
+                          [&](int64_t begin, int64_t end, int64_t stripe, int64_t worker) {
+                            T* to = columns ? partial_ + stripe * M : nullptr;
+                            if (columns) std::fill(to, to + M, T{0});
+                            const Sweep<T> s{pair_, u_, v_, side_a_, r_, u_next_, to};
+                            if (!k_.sweep(s, begin, end, scratch_[worker])) good = false;
+                          });
     return good;
   }
 
   // out_i = log2 sum_j 2^(K_ij + v_j) for the rows of `pair`.
   void log_sums(const Pair<T>& pair, const T* v, T* out) {
-    packed_->over_stripes(pair.x.count, workers_, [&](int64_t begin, int64_t end, int64_t,
-                                                      int64_t worker) {
-      k_.log_sums(pair, v, begin, end, out, scratch_[worker]);
-    });
+    packed_->over_stripes(pair.x.count, workers_,
+                          [&](int64_t begin, int64_t end, int64_t, int64_t worker) {
+                            k_.log_sums(pair, v, begin, end, out, scratch_[worker]);
+                          });
   }
 
   // u_next, and the row sums of the pair (u, v) unless this is the first iteration.
@@ -206,12 +206,12 @@ class PointsSolver {
   // Marginals, cost and value of the plan of (u, v), and everything that is returned.
   void finish() {
     const int64_t n = p_.n, m = p_.m, M = packed_->padded_m();
-    packed_->over_stripes(n, workers_, [&](int64_t begin, int64_t end, int64_t stripe,
-                                           int64_t worker) {
-      T* to = partial_ + stripe * M;
-      std::fill(to, to + M, T{0});
-      k_.marginals(pair_, u_, v_, begin, end, row_sum_, row_cost_, to, scratch_[worker]);
-    });
+    packed_->over_stripes(
+        n, workers_, [&](int64_t begin, int64_t end, int64_t stripe, int64_t worker) {
+          T* to = partial_ + stripe * M;
+          std::fill(to, to + M, T{0});
+          k_.marginals(pair_, u_, v_, begin, end, row_sum_, row_cost_, to, scratch_[worker]);
+        });
     add_stripes();
     double mass = 0, linear = 0;
     for (int64_t i = 0; i < n; ++i) {

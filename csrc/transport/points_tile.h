@@ -54,11 +54,15 @@ inline void multiply_tile(const Pair<T>& points, int64_t row, int64_t rows, int6
 template <typename T>
 inline Vec<T> square_root(Vec<T> x) {
 #if defined(WITH_AVX512)
-  if constexpr (sizeof(T) == 4) return Vec<T>(_mm512_maskz_sqrt_ps(0xFFFF, __m512(x)));
-  else return Vec<T>(_mm512_maskz_sqrt_pd(0xFF, __m512d(x)));
+  if constexpr (sizeof(T) == 4)
+    return Vec<T>(_mm512_maskz_sqrt_ps(0xFFFF, __m512(x)));
+  else
+    return Vec<T>(_mm512_maskz_sqrt_pd(0xFF, __m512d(x)));
 #elif defined(WITH_AVX2)
-  if constexpr (sizeof(T) == 4) return Vec<T>(_mm256_sqrt_ps(__m256(x)));
-  else return Vec<T>(_mm256_sqrt_pd(__m256d(x)));
+  if constexpr (sizeof(T) == 4)
+    return Vec<T>(_mm256_sqrt_ps(__m256(x)));
+  else
+    return Vec<T>(_mm256_sqrt_pd(__m256d(x)));
 #else
   for (int i = 0; i < Simd<T>::lanes; ++i) x[i] = std::sqrt(x[i]);
   return x;
@@ -69,11 +73,15 @@ inline Vec<T> square_root(Vec<T> x) {
 template <typename T>
 inline Vec<T> at_least(Vec<T> low, Vec<T> x) {
 #if defined(WITH_AVX512)
-  if constexpr (sizeof(T) == 4) return Vec<T>(_mm512_maskz_max_ps(0xFFFF, __m512(low), __m512(x)));
-  else return Vec<T>(_mm512_maskz_max_pd(0xFF, __m512d(low), __m512d(x)));
+  if constexpr (sizeof(T) == 4)
+    return Vec<T>(_mm512_maskz_max_ps(0xFFFF, __m512(low), __m512(x)));
+  else
+    return Vec<T>(_mm512_maskz_max_pd(0xFF, __m512d(low), __m512d(x)));
 #elif defined(WITH_AVX2)
-  if constexpr (sizeof(T) == 4) return Vec<T>(_mm256_max_ps(__m256(low), __m256(x)));
-  else return Vec<T>(_mm256_max_pd(__m256d(low), __m256d(x)));
+  if constexpr (sizeof(T) == 4)
+    return Vec<T>(_mm256_max_ps(__m256(low), __m256(x)));
+  else
+    return Vec<T>(_mm256_max_pd(__m256d(low), __m256d(x)));
 #else
   return low > x ? low : x;
 #endif
@@ -82,11 +90,15 @@ inline Vec<T> at_least(Vec<T> low, Vec<T> x) {
 template <typename T>
 inline Vec<T> at_most(Vec<T> high, Vec<T> x) {
 #if defined(WITH_AVX512)
-  if constexpr (sizeof(T) == 4) return Vec<T>(_mm512_maskz_min_ps(0xFFFF, __m512(high), __m512(x)));
-  else return Vec<T>(_mm512_maskz_min_pd(0xFF, __m512d(high), __m512d(x)));
+  if constexpr (sizeof(T) == 4)
+    return Vec<T>(_mm512_maskz_min_ps(0xFFFF, __m512(high), __m512(x)));
+  else
+    return Vec<T>(_mm512_maskz_min_pd(0xFF, __m512d(high), __m512d(x)));
 #elif defined(WITH_AVX2)
-  if constexpr (sizeof(T) == 4) return Vec<T>(_mm256_min_ps(__m256(high), __m256(x)));
-  else return Vec<T>(_mm256_min_pd(__m256d(high), __m256d(x)));
+  if constexpr (sizeof(T) == 4)
+    return Vec<T>(_mm256_min_ps(__m256(high), __m256(x)));
+  else
+    return Vec<T>(_mm256_min_pd(__m256d(high), __m256d(x)));
 #else
   return high < x ? high : x;
 #endif

@@ -3,13 +3,11 @@
 // Included once per instruction set (common/each_capability.h): no include guard.
 
 // Each needs those before it.
-// clang-format off
 #include "common/simd_math.h"
 #include "common/product.h"
 #include "transport/sinkhorn_math.h"
 #include "transport/sinkhorn_lanes.h"
 #include "transport/sinkhorn_rows.h"
-// clang-format on
 
 template <typename T>
 constexpr SinkhornKernels<T> sinkhorn_kernels = {Simd<T>::lanes, solve_lanes<T>, solve_rows<T>,
