@@ -140,14 +140,19 @@ void conclude(Problem<T>& problem, const Settings& settings, int64_t n_iter, boo
     if (mass != 0) value += mass * dual_term(problem.g[j], settings.rho_b);
   }
   value -= problem.eps * (plan_sum - problem.mass_a * problem.mass_b);
-  if (!std::isfinite(value) || !std::isfinite(linear) || !std::isfinite(error)) {
-    return fail(problem, Status::non_finite);
+  const T results[] = {static_cast<T>(value), static_cast<T>(linear), static_cast<T>(error)};
+  for (const T result : results) {
+    // Beyond the range of T, too.
+    if (!std::isfinite(result)) return fail(problem, Status::non_finite);
   }
-  *problem.value = static_cast<T>(value);
-  *problem.linear = static_cast<T>(linear);
-  *problem.error = static_cast<T>(error);
+  *problem.value = results[0];
+  *problem.linear = results[1];
+  *problem.error = results[2];
   *problem.n_iter = static_cast<int32_t>(n_iter);
-  converged = converged || (settings.tol > 0 && error <= settings.tol);
+  // A problem that stopped is believed as far as rounding reaches: what the returned plan misses by
+  // more (eps below the rounding of the cost) has not converged.
+  const double rounding = 0.1 * std::sqrt(std::numeric_limits<T>::epsilon()) * problem.mass_a;
+  converged = settings.tol > 0 && error <= settings.tol + (converged ? rounding : 0.0);
   *problem.status = static_cast<uint8_t>(converged ? Status::converged : Status::max_iter);
   for (T* rows : {problem.f, problem.u, problem.r}) {
     std::fill(rows + problem.n, rows + problem.block_n, T{0});

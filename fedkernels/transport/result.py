@@ -6,6 +6,7 @@ import warnings
 from enum import IntEnum
 from typing import NamedTuple
 
+import torch
 from torch import Tensor
 
 from fedkernels.transport import autograd
@@ -49,6 +50,7 @@ class SinkhornResult:
         "_problem",
         "_settings",
         "_state",
+        "_versions",
         "f",
         "g",
         "linear_cost",
@@ -60,6 +62,7 @@ class SinkhornResult:
 
     def __init__(self, problem: Problem, state: State, settings: Settings) -> None:
         self._problem, self._state, self._settings = problem, state, settings
+        self._versions = _versions(problem)
         value, linear = autograd.costs(problem, state, settings)
         self.value = self._lead(value)
         self.linear_cost = self._lead(linear)
@@ -70,10 +73,11 @@ class SinkhornResult:
         self.status = self._lead(state.status)
 
     def plan(self) -> Tensor:
-        """P (B, n, m) from the potentials as the kernel ended.
+        """P (B, n, m) from the potentials as the kernel ended and from the cost, read again.
 
         Differentiable under grad="implicit"; under "envelope" its backward raises RuntimeError.
         """
+        self._unchanged("plan")
         return self._lead(autograd.plan(self._problem, self._state, self._settings))
 
     def apply(self, V: Tensor) -> Tensor:
@@ -81,6 +85,7 @@ class SinkhornResult:
 
         Differentiable to V always, to everything else as `plan`. Raises ValueError, TypeError.
         """
+        self._unchanged("apply")
         left, m = self._problem.left, self._state.g.shape[1]
         if not isinstance(V, Tensor) or not V.is_floating_point():
             raise TypeError(
@@ -94,6 +99,13 @@ class SinkhornResult:
         rows = V.to(left.dtype).expand(batch, m, V.shape[-1]).contiguous()
         return self._lead(autograd.apply_plan(rows, self._problem, self._state, self._settings))
 
+    def _unchanged(self, method: str) -> None:
+        if self._versions != _versions(self._problem):
+            raise RuntimeError(
+                f"{method}() reads the cost (or the points) that was solved, which was changed in "
+                "place since; solve a clone of it"
+            )
+
     def _lead(self, tensor: Tensor) -> Tensor:
         return tensor.squeeze(0) if self._problem.single else tensor
 
@@ -102,7 +114,15 @@ class SinkhornResult:
         return f"SinkhornResult({batch} problems of ({n}, {m}), {self.value.dtype})"
 
 
-def report(op: str, status: Tensor) -> None:
+def _versions(problem: Problem) -> tuple[int, ...] | None:
+    """What tells a tensor that was written to since; None where torch does not count."""
+    held = [t for t in (problem.left, problem.right) if t is not None]
+    if torch.compiler.is_compiling() or any(t.is_inference() for t in held):
+        return None
+    return tuple(t._version for t in held)
+
+
+def report(op: str, status: Tensor, tol: float) -> None:
     """What strict=True does: the only look at a result, and so the only sync."""
     codes = status.reshape(-1).cpu()
     bad = ((codes == TransportStatus.NON_FINITE) | (codes == TransportStatus.INFEASIBLE)).nonzero()
@@ -114,7 +134,7 @@ def report(op: str, status: Tensor) -> None:
             f"{name} (see fedkernels.transport.TransportStatus)"
         )
     stopped = int((codes == TransportStatus.MAX_ITER).sum())
-    if stopped:
+    if stopped and tol > 0:
         warnings.warn(
             f"{op}: {stopped} of {codes.numel()} problems reached max_iter above tol",
             RuntimeWarning,

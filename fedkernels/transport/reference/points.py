@@ -1,8 +1,8 @@
 """Sinkhorn between points x (B|1, n, D) and y (B|1, m, D), with the cost matrix written out.
 
 metric 0: |x - y|^2; 1: |x - y|; 2: 1 - cos(x, y), which is 1 for a zero vector. The specification
-of the values and of the gradients; the kernels never hold a matrix of n x m. Costs are faithful to
-float32: points are centred before the expansion |x|^2 + |y|^2 - 2 x.y, and it never goes below 0.
+of the values and of the gradients; the kernels never hold a matrix of n x m. Points
+are centred before the expansion |x|^2 + |y|^2 - 2 x.y, which never goes below 0.
 """
 
 from __future__ import annotations

@@ -76,7 +76,7 @@ def solve(
             u, v, n_iter, passed = iterate.plain(K, v, p, rho_a, max_iter, tol)
         f = potential(u, p.log_a, log2_sum_exp2(K + v[:, None, :], 2), p.damping_a, s)
         g = potential(v, p.log_b, log2_sum_exp2(K + u[:, :, None], 1), p.damping_b, s)
-    return _finish(cost, K, p, (f, g, u, v), n_iter, passed, rho_a, rho_b, dtype)
+    return _finish(cost, K, p, (f, g, u, v), n_iter, passed, rho_a, rho_b, tol, dtype)
 
 
 def _finish(
@@ -88,6 +88,7 @@ def _finish(
     passed: Tensor,
     rho_a: float,
     rho_b: float,
+    tol: float,
     dtype: torch.dtype,
 ) -> Solution:
     """Value, marginals, error and status of the plan that is returned."""
@@ -111,6 +112,9 @@ def _finish(
 
     # Finite inputs whose products leave the range of the dtype end here too.
     overflow = p.live & ~(value.isfinite() & linear.isfinite() & error.isfinite())
+    # What stopped is believed as far as rounding reaches.
+    rounding = 0.1 * math.sqrt(torch.finfo(dtype).eps) * p.total_a
+    passed = passed & (error <= tol + rounding)
     status = torch.where(p.live & ~passed, MAX_ITER, p.status).masked_fill(overflow, NON_FINITE)
     bad = (status == NON_FINITE) | (status == INFEASIBLE)
     value, linear, error = (t.masked_fill(bad, math.nan) for t in (value, linear, error))

@@ -17,7 +17,7 @@ from fedkernels.transport.emd import EmdResult, emd
 from fedkernels.transport.ops.emd import emd as op
 from tests.ops.kit import needs_extension, with_threads
 
-pytestmark = needs_extension
+pytestmark = [needs_extension, pytest.mark.once]
 
 CONVERGED, MAX_ITER, NON_FINITE, INFEASIBLE, EMPTY = range(5)
 EPS = torch.finfo(torch.float64).eps

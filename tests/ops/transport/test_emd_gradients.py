@@ -10,7 +10,7 @@ import torch
 from fedkernels.transport.emd import emd
 from tests.ops.kit import needs_extension
 
-pytestmark = needs_extension
+pytestmark = [needs_extension, pytest.mark.once]
 
 
 def problem(batch: int = 3, n: int = 4, m: int = 5):

@@ -11,6 +11,8 @@ from torch import Tensor
 from fedkernels.transport import sinkhorn
 from tests.ops.transport.problems import cost_of, eps_of, masses_of, plan_of, solve
 
+pytestmark = pytest.mark.once
+
 INF = math.inf
 RHOS = [(INF, INF), (0.7, 0.7), (0.5, 2.0), (1.0, INF), (INF, 0.3)]
 

@@ -12,6 +12,8 @@ from fedkernels.transport import reference
 from fedkernels.transport.implicit import lift, linear_gradients, plan_gradients
 from tests.ops.transport.problems import cost_of, eps_of, masses_of, solve
 
+pytestmark = pytest.mark.once
+
 INF = math.inf
 RHOS = [(INF, INF), (0.7, 0.7), (0.5, 2.0), (1.0, INF), (INF, 0.3)]
 

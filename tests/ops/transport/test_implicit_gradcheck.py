@@ -8,6 +8,8 @@ import torch
 from fedkernels.transport import sinkhorn, sinkhorn_points
 from tests.ops.kit import BACKENDS
 
+pytestmark = pytest.mark.once
+
 OPTIONS = {"grad": "implicit", "tol": 1e-13, "max_iter": 200}
 
 

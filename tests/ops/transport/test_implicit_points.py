@@ -13,6 +13,8 @@ from fedkernels.transport.implicit_points import linear_adjoint
 from fedkernels.transport.reference.points import cost_backward, pairwise_cost
 from tests.ops.transport.problems import Solved, eps_of, masses_of
 
+pytestmark = pytest.mark.once
+
 INF = math.inf
 RHOS = [(INF, INF), (0.7, 0.7), (0.5, 2.0), (1.0, INF)]
 

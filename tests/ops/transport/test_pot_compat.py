@@ -12,6 +12,8 @@ import torch
 from fedkernels.transport import pot_compat as ours
 from fedkernels.transport.pot_compat import batch as batch_module
 
+pytestmark = pytest.mark.once
+
 ot = pytest.importorskip("ot")
 
 

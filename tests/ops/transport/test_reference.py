@@ -17,6 +17,8 @@ from tests.ops.transport.problems import (
     solve,
 )
 
+pytestmark = pytest.mark.once
+
 INF = math.inf
 UNBALANCED = [(INF, INF), (0.7, 0.7), (0.5, 2.0), (1.0, INF), (INF, 0.3)]
 

@@ -10,6 +10,8 @@ import torch
 from fedkernels.transport import reference
 from tests.ops.transport.problems import cost_of, eps_of
 
+pytestmark = pytest.mark.once
+
 
 @pytest.mark.parametrize("sor", [False, True])
 def test_one_loop_in_the_graph(sor):

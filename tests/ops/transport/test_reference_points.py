@@ -21,6 +21,8 @@ from tests.ops.transport.problems import (
     solve,
 )
 
+pytestmark = pytest.mark.once
+
 INF, NAN = math.inf, math.nan
 METRICS = [0, 1, 2]
 

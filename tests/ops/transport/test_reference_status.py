@@ -21,6 +21,8 @@ from tests.ops.transport.problems import (
     solve,
 )
 
+pytestmark = pytest.mark.once
+
 INF, NAN = math.inf, math.nan
 DTYPES = [torch.float32, torch.float64]
 

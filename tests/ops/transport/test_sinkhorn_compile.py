@@ -13,7 +13,7 @@ from fedkernels.transport.ops import primitives
 from tests.ops.kit import needs_extension
 from tests.ops.transport.calls import masses, uniform
 
-pytestmark = needs_extension
+pytestmark = [needs_extension, pytest.mark.once]
 OPS = primitives("cpu")
 
 

@@ -11,6 +11,8 @@ from fedkernels import sinkhorn, sinkhorn_divergence, sinkhorn_points
 from tests.ops.kit import CPU, needs_extension
 from tests.ops.transport.calls import BACKENDS, masses, uniform
 
+pytestmark = pytest.mark.once
+
 SECOND = "cannot be differentiated again"
 OPTIONS = {"eps": 0.2, "max_iter": 30}
 

@@ -8,6 +8,8 @@ import torch
 from fedkernels import BackendUnavailable, sinkhorn, sinkhorn_divergence, sinkhorn_points
 from tests.ops.transport.calls import uniform
 
+pytestmark = pytest.mark.once
+
 COST, X = uniform(3, 5, 4), uniform(3, 5, 2)
 A, B = torch.full((3, 5), 0.2), torch.full((3, 4), 0.25)
 NAN = float("nan")

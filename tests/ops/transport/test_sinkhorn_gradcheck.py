@@ -12,7 +12,7 @@ from fedkernels import sinkhorn, sinkhorn_divergence, sinkhorn_points
 from tests.ops.kit import needs_extension
 from tests.ops.transport.calls import F64, uniform
 
-pytestmark = needs_extension
+pytestmark = [needs_extension, pytest.mark.once]
 OPTIONS = {"tol": 1e-13, "max_iter": 5000, "solver": "sinkhorn", "backend": "cpu"}
 PENALTIES = [None, 1.0, (0.7, None), (None, 0.7), (0.5, 2.0)]
 

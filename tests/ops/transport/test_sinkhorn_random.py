@@ -76,7 +76,9 @@ def test_every_problem_ends_with_a_status_that_is_true(
     assert (status <= EMPTY).all() and (found.n_iter <= max_iter).all()
     assert value[bad].isnan().all() and value[~bad].isfinite().all()
     assert (found.n_iter[bad | (status == EMPTY)] == 0).all()
-    assert (found.n_iter[status == MAX_ITER] == max_iter).all()
+    # Short of max_iter only where the plan that is returned misses what the iteration saw.
+    short = (status == MAX_ITER) & (found.n_iter < max_iter)
+    assert (found.marginal_error[short] > tol).all()
     # Costs of 1e30 round the exponents of the plan by more than they are.
     tame = ~bad & (cost.nan_to_num(0, 0, 0).flatten(1).abs().sum(1) < 1e6)
     plan = found.plan()
@@ -85,12 +87,12 @@ def test_every_problem_ends_with_a_status_that_is_true(
         assert potential[~bad].isfinite().all()
     (grad,) = torch.autograd.grad(torch.nan_to_num(value).sum() + found.value[~bad].sum(), leaf)
     assert grad[tame].isfinite().all() and (grad[bad] == 0).all()
-    if tol > 0 and rho is None and wide == torch.float64:
-        # In float64 the rebuilt plan agrees with the measured one far below these tolerances, but
-        # where costs of 1e30 round the exponents.
-        error = (plan.sum(2) - a.to(wide)).abs().sum(1)
+    if tol > 0 and rho is None:
+        # CONVERGED promises tol and rounding, of the plan that is returned (README.md, statuses).
+        error = (plan.double().sum(2) - a.to(wide)).abs().sum(1)
         done = (status == CONVERGED) & tame
-        assert (error[done] <= 1.01 * tol + 1e-12).all()
+        rounding = 1e-12 if wide == torch.float64 else 3.6e-5
+        assert (error[done] <= 1.01 * tol + rounding).all()
 
 
 @needs_extension

@@ -24,6 +24,8 @@ from tests.ops.transport.calls import (
     uniform,
 )
 
+pytestmark = pytest.mark.once
+
 
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_one_problem_has_no_leading_dimension(backend):
