@@ -40,7 +40,7 @@ def assert_right(c, backend, note=""):
     near = actual if backend == "reference" else c.results(backend="reference")
     exact = c.exact()
     N, M, D = (*c.tensors["x"].shape[1:2], *c.tensors["y"].shape[1:])
-    size = logit_size(c)
+    size = logit_size(c) + cost_size(c)
     assert actual.keys() == exact.keys()
     for name, result in actual.items():
         result, base, true = (t.reshape(1, -1) for t in (result, near[name], exact[name]))
@@ -53,6 +53,21 @@ def assert_right(c, backend, note=""):
         for measure in report.measures:
             allowed = measure.allowed + more * float(sizes.get(measure.name, 1.0))
             assert measure.error <= allowed, (note, measure.name, report.message())
+
+
+def cost_size(c):
+    """The terms of a squared distance, |x|^2 + |y|^2, against the spread of the distances.
+
+    Gradients to masses and logits see costs less their mean: an expansion that cancels costs them
+    as many roundings.
+    """
+    if c.options["cost"] != "sqeuclidean" or 0 in c.tensors["x"].shape + c.tensors["y"].shape:
+        return 0.0
+    x, y = (c.tensors[n].double() for n in "xy")
+    squares = torch.cdist(x, y).square()
+    terms = x.square().sum(-1).amax() + y.square().sum(-1).amax()
+    spread = squares.amax() - squares.amin()
+    return float(terms / spread) if spread > 0 else 0.0
 
 
 def logit_size(c):
