@@ -100,7 +100,8 @@ class SinkhornResult:
         return self._lead(autograd.apply_plan(rows, self._problem, self._state, self._settings))
 
     def _unchanged(self, method: str) -> None:
-        if self._versions != _versions(self._problem):
+        then, now = self._versions, _versions(self._problem)
+        if then is not None and now is not None and then != now:
             raise RuntimeError(
                 f"{method}() reads the cost (or the points) that was solved, which was changed in "
                 "place since; solve a clone of it"
