@@ -130,7 +130,7 @@ def sinkhorn_points(
     strict: bool = False,
     backend: str = "auto",
 ) -> SinkhornResult:
-    """`sinkhorn` between points, without ever holding the (n, m) matrix of costs.
+    """`sinkhorn` between points, in bounded memory: products of at most 16 MiB are kept.
 
         C_ij = |x_i - y_j|^2 ("sqeuclidean"), |x_i - y_j| ("euclidean"), 1 - cos ("cosine")
 
