@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from fedkernels._backend import Candidate, resolve
+from fedkernels._candidates import candidates
 from fedkernels.transport import autograd, check, ops, reference
-from fedkernels.transport.candidates import candidates
 from fedkernels.transport.conditional import CANDIDATES as _CONDITIONAL_CANDIDATES
 from fedkernels.transport.emd import CANDIDATES as _EMD_CANDIDATES
 from fedkernels.transport.problem import Problem, Settings, build, total, valid

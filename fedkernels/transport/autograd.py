@@ -16,13 +16,13 @@ taken with held potentials.
 from __future__ import annotations
 
 from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from fedkernels._autocast import without_autocast
 from fedkernels._second_derivative import once, refuse_compiled_transforms
 from fedkernels.transport import implicit, mass
 from fedkernels.transport.cost_gradient import points_gradient
@@ -31,7 +31,7 @@ from fedkernels.transport.ops.held import held_gradient
 from fedkernels.transport.problem import Problem, Settings, State
 from fedkernels.transport.reference.points import pairwise_cost
 
-__all__ = ["apply_plan", "costs", "plan", "solve", "without_autocast"]
+__all__ = ["apply_plan", "costs", "plan", "solve"]
 
 _NO_SECOND = "fedkernels.transport: Sinkhorn's gradients cannot be differentiated again"
 _HELD = (
@@ -146,13 +146,6 @@ def _product(settings: Settings, t: _Saved, V: Tensor, transpose: bool = False) 
     return settings.op.sinkhorn_points_apply(
         t.left, t.right, t.eps, t.sizes, settings.metric, t.u, t.v, V, transpose
     )
-
-
-def without_autocast(tensor: Tensor) -> AbstractContextManager[object]:
-    # The meta device has no autocast and refuses the question.
-    if tensor.is_meta or not torch.is_autocast_enabled(tensor.device.type):
-        return nullcontext()
-    return torch.autocast(tensor.device.type, enabled=False)
 
 
 def _sides(

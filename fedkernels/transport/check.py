@@ -11,20 +11,29 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable
 
-import torch
 from torch import Tensor
+
+from fedkernels._check import (
+    FLOATS,
+    INTEGERS,
+    choice,
+    floating,
+    number,
+    readable,
+    same_device,
+    shape,
+    tensor,
+)
 
 __all__ = ["METRICS", "cost_matrix", "masses", "options", "points", "rho_pair"]
 
-_FLOATS = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
-_INTEGERS = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
 METRICS = ("sqeuclidean", "euclidean", "cosine")
 
 
 def cost_matrix(cost: Tensor) -> None:
     tensor("cost", cost)
     if cost.dim() not in (2, 3):
-        raise ValueError(f"cost must be (n, m) or (B, n, m), got {_shape(cost)}")
+        raise ValueError(f"cost must be (n, m) or (B, n, m), got {shape(cost)}")
     floating("cost", cost)
 
 
@@ -33,10 +42,10 @@ def points(x: Tensor, y: Tensor, metric: str) -> int:
     for name, cloud in (("x", x), ("y", y)):
         tensor(name, cloud)
         if cloud.dim() not in (2, 3):
-            raise ValueError(f"{name} must be (n, D) or (B, n, D), got {_shape(cloud)}")
+            raise ValueError(f"{name} must be (n, D) or (B, n, D), got {shape(cloud)}")
         floating(name, cloud)
     if x.shape[-1] != y.shape[-1]:
-        raise ValueError(f"x and y must have the same D, got x {_shape(x)} and y {_shape(y)}")
+        raise ValueError(f"x and y must have the same D, got x {shape(x)} and y {shape(y)}")
     if x.dtype != y.dtype:
         raise TypeError(f"y must have x's dtype {x.dtype}, got {y.dtype}")
     same_device(x, "x", "y", y)
@@ -108,11 +117,6 @@ def options(
         raise ValueError('reg_type "entropy" is for balanced problems: leave rho out, or use "kl"')
 
 
-def choice(name: str, value: object, allowed: tuple[str, ...]) -> None:
-    if value not in allowed:
-        raise ValueError(f"{name} must be one of {', '.join(allowed)}; got {value!r}")
-
-
 def rho_pair(rho: float | tuple[float | None, float | None] | None) -> tuple[float, float]:
     """(rho_a, rho_b), inf for a balanced side."""
     if rho is None:
@@ -130,15 +134,6 @@ def rho_pair(rho: float | tuple[float | None, float | None] | None) -> tuple[flo
     return sides[0], sides[1]
 
 
-def readable(tensor: Tensor) -> bool:
-    """Whether its contents can be looked at without a sync or a break in a graph."""
-    return (
-        tensor.device.type == "cpu"
-        and not torch.compiler.is_compiling()
-        and not torch._C._are_functorch_transforms_active()
-    )
-
-
 def _check_eps(first: Tensor, owner: str, eps: float | Tensor) -> None:
     if not isinstance(eps, Tensor):
         number("eps", eps)
@@ -147,7 +142,7 @@ def _check_eps(first: Tensor, owner: str, eps: float | Tensor) -> None:
         return
     if eps.dim() > 1 or not eps.is_floating_point():
         raise ValueError(
-            f"eps must be a number or a floating (B,) tensor, got {eps.dtype} {_shape(eps)}"
+            f"eps must be a number or a floating (B,) tensor, got {eps.dtype} {shape(eps)}"
         )
     same_device(first, owner, "eps", eps)
     if readable(eps):
@@ -158,10 +153,10 @@ def _check_eps(first: Tensor, owner: str, eps: float | Tensor) -> None:
 
 def _check_sizes(first: Tensor, owner: str, sizes: Tensor, n: int, m: int) -> None:
     tensor("sizes", sizes)
-    if sizes.dtype not in _INTEGERS:
+    if sizes.dtype not in INTEGERS:
         raise TypeError(f"sizes must be an integer tensor, got {sizes.dtype}")
     if sizes.dim() not in (1, 2) or sizes.shape[-1] != 2:
-        raise ValueError(f"sizes must be (B, 2), got {_shape(sizes)}")
+        raise ValueError(f"sizes must be (B, 2), got {shape(sizes)}")
     same_device(first, owner, "sizes", sizes)
     if readable(sizes) and sizes.numel():
         rows, columns = sizes[..., 0], sizes[..., 1]
@@ -175,33 +170,7 @@ def _check_sizes(first: Tensor, owner: str, sizes: Tensor, n: int, m: int) -> No
 def _row(first: Tensor, owner: str, name: str, row: Tensor, size: int) -> None:
     tensor(name, row)
     if row.dim() not in (1, 2) or row.shape[-1] != size:
-        raise ValueError(f"{name} must be ({size},) or (B, {size}), got {_shape(row)}")
-    if row.dtype not in _FLOATS:
+        raise ValueError(f"{name} must be ({size},) or (B, {size}), got {shape(row)}")
+    if row.dtype not in FLOATS:
         raise TypeError(f"{name} must be a floating tensor, got {row.dtype}")
     same_device(first, owner, name, row)
-
-
-def tensor(name: str, value: object) -> None:
-    if not isinstance(value, Tensor):
-        raise TypeError(f"{name} must be a tensor, got {type(value).__name__}")
-    if value.layout is not torch.strided:
-        raise TypeError(f"{name} must be a dense (strided) tensor, got {value.layout}")
-
-
-def floating(name: str, value: Tensor) -> None:
-    if value.dtype not in _FLOATS:
-        raise TypeError(f"{name} must be float32, bfloat16, float16 or float64, got {value.dtype}")
-
-
-def number(name: str, value: object) -> None:
-    if not isinstance(value, (int, float)) or isinstance(value, bool):
-        raise TypeError(f"{name} must be a number, got {type(value).__name__}")
-
-
-def same_device(first: Tensor, owner: str, name: str, tensor: Tensor) -> None:
-    if tensor.device != first.device:
-        raise ValueError(f"{name} must be on {owner}'s device {first.device}, got {tensor.device}")
-
-
-def _shape(tensor: Tensor) -> str:
-    return str(tuple(tensor.shape))

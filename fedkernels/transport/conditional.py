@@ -10,11 +10,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fedkernels import _check as check
+from fedkernels._autocast import without_autocast
 from fedkernels._backend import resolve
+from fedkernels._candidates import candidates
 from fedkernels._second_derivative import once, refuse_compiled_transforms
-from fedkernels.transport import check, ops, reference
-from fedkernels.transport.autograd import without_autocast
-from fedkernels.transport.candidates import candidates
+from fedkernels.transport import ops, reference
 from fedkernels.transport.ops.conditional import NEED_P, NEED_Q, NEED_X, NEED_Y
 
 __all__ = ["ConditionalTransport", "conditional_transport"]

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from fedkernels._autocast import without_autocast
 from fedkernels._backend import Candidate, resolve
 from fedkernels._extension import is_built, why_not_built
 from fedkernels.triple_lora import autograd, check, reference
@@ -127,7 +127,7 @@ def triple_lora_delta(
     seed = _draw_seed(x) if training and dropout_p > 0 else None
     options = (scale, residual, in_index, out_index, block, dropout_p, seed)
     if resolve("triple_lora_delta", backend, _CANDIDATES, x) == "reference":
-        with _without_autocast(x):
+        with without_autocast(x):
             wide = None if base is None else base.to(dtype)
             return reference.triple_lora_delta(
                 x.to(dtype), A, T, B, base=wide, out_features=width, **_named(options)
@@ -202,13 +202,8 @@ def _named(options: tuple) -> dict[str, Any]:
     return dict(zip(names, options, strict=True))
 
 
-def _without_autocast(x: Tensor) -> AbstractContextManager[object]:
-    # The meta device has no autocast and refuses the question.
-    return nullcontext() if x.is_meta else torch.autocast(x.device.type, enabled=False)
-
-
 def _reference_linear(dtype, x, weight, A, T, B, bias, options) -> Tensor:
-    with _without_autocast(x):
+    with without_autocast(x):
         bias = None if bias is None else bias.to(dtype)
         return reference.triple_lora_linear(
             x.to(dtype), weight.to(dtype), A, T, B, bias=bias, **_named(options)

@@ -7,8 +7,8 @@ are 1/N and 1/M each. Formulas, zero vectors and empty sides: ``reference/condit
 
 from __future__ import annotations
 
-from fedkernels.transport.ops.define import bound as _bound
-from fedkernels.transport.ops.define import define
+from fedkernels._ops import bound as _bound
+from fedkernels._ops import define
 
 __all__ = ["NAMES", "NEED_P", "NEED_Q", "NEED_X", "NEED_Y", "bound"]
 
@@ -32,12 +32,14 @@ def _backward(x, y, p, q, *rest):
 
 
 define(
+    "transport",
     "conditional_transport_forward",
     "(Tensor x, Tensor y, Tensor? p, Tensor? q, int cost, int logits, float temperature) "
     "-> (Tensor row_cost, Tensor col_cost, Tensor row_lse, Tensor col_lse)",
     _forward,
 )
 define(
+    "transport",
     "conditional_transport_backward",
     "(Tensor x, Tensor y, Tensor? p, Tensor? q, Tensor row_cost, Tensor col_cost, Tensor row_lse, "
     "Tensor col_lse, Tensor g_row_cost, Tensor g_col_cost, Tensor g_row_lse, Tensor g_col_lse, "

@@ -6,8 +6,8 @@ metric is a number: 0 squared Euclidean, 1 Euclidean, 2 cosine. Everything else 
 
 from __future__ import annotations
 
-from fedkernels.transport.ops.define import bound as _bound
-from fedkernels.transport.ops.define import define
+from fedkernels._ops import bound as _bound
+from fedkernels._ops import define
 from fedkernels.transport.ops.sinkhorn import RESULTS, solution
 
 __all__ = ["NAMES", "bound"]
@@ -31,6 +31,7 @@ def _backward(x, y, eps, sizes, metric, u, v, *_):
 
 
 define(
+    "transport",
     "sinkhorn_points_forward",
     "(Tensor x, Tensor y, Tensor? a, Tensor? b, Tensor eps, Tensor? sizes, Tensor? g0, "
     "SymInt batch, int metric, float rho_a, float rho_b, int max_iter, float tol, bool sor, "
@@ -38,12 +39,14 @@ define(
     _forward,
 )
 define(
+    "transport",
     "sinkhorn_points_plan",
     "(Tensor x, Tensor y, Tensor eps, Tensor? sizes, int metric, Tensor u, Tensor v, "
     "Tensor? scale) -> Tensor",
     _plan,
 )
 define(
+    "transport",
     "sinkhorn_points_apply",
     "(Tensor x, Tensor y, Tensor eps, Tensor? sizes, int metric, Tensor u, Tensor v, Tensor V, "
     "bool transpose) -> Tensor",
@@ -52,6 +55,7 @@ define(
 # W_ij = P_ij (w0 + w1 C_ij + alpha_i + beta_j); dx_i = sum_j W_ij dC_ij/dx_i (B, n, D), and dy
 # (B, m, D) likewise: per problem also where x or y is shared.
 define(
+    "transport",
     "sinkhorn_points_backward",
     "(Tensor x, Tensor y, Tensor eps, Tensor? sizes, int metric, Tensor u, Tensor v, Tensor w0, "
     "Tensor w1, Tensor? alpha, Tensor? beta) -> (Tensor dx, Tensor dy)",

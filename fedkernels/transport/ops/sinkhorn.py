@@ -13,8 +13,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from fedkernels.transport.ops.define import bound as _bound
-from fedkernels.transport.ops.define import define
+from fedkernels._ops import bound as _bound
+from fedkernels._ops import define
 
 __all__ = ["NAMES", "RESULTS", "bound", "solution"]
 
@@ -53,6 +53,7 @@ def _apply(cost, eps, sizes, u, v, V, transpose):
 
 
 define(
+    "transport",
     "sinkhorn_forward",
     "(Tensor cost, Tensor? a, Tensor? b, Tensor eps, Tensor? sizes, Tensor? g0, SymInt batch, "
     "float rho_a, float rho_b, int max_iter, float tol, bool log, bool sor) -> " + RESULTS,
@@ -61,12 +62,14 @@ define(
 # scale_b * P of each problem, (B, n, m); 0 in the padding. Where scale_b is 0 nothing is evaluated:
 # a problem of NaN then has the gradient 0.
 define(
+    "transport",
     "sinkhorn_plan",
     "(Tensor cost, Tensor eps, Tensor? sizes, Tensor u, Tensor v, Tensor? scale) -> Tensor",
     _plan,
 )
 # P V for V (B, m, d), or P^T V for V (B, n, d).
 define(
+    "transport",
     "sinkhorn_apply",
     "(Tensor cost, Tensor eps, Tensor? sizes, Tensor u, Tensor v, Tensor V, bool transpose) "
     "-> Tensor",

@@ -1,4 +1,4 @@
-"""The family's backends, and why one of them cannot run a call."""
+"""The backends of a family with compiled and Triton kernels, and why one cannot run a call."""
 
 from __future__ import annotations
 

@@ -11,10 +11,10 @@ import torch
 __all__ = ["bound", "define"]
 
 
-def define(name: str, schema: str, fake: Callable[..., Any]) -> None:
+def define(family: str, name: str, schema: str, fake: Callable[..., Any]) -> None:
     """``fedkernels::<name>`` and ``fedkernels::<name>_triton``, with the same fake.
 
-    The Triton op runs ``fedkernels.transport.triton.<name>``, imported when it is first called:
+    The Triton op runs ``fedkernels.<family>.triton.<name>``, imported when it is first called:
     importing fedkernels must not import triton. It is there for CPU tensors too, since the
     interpreter takes them.
     """
@@ -23,7 +23,7 @@ def define(name: str, schema: str, fake: Callable[..., Any]) -> None:
         torch.library.register_fake(f"fedkernels::{name}{suffix}", fake)
 
     def launch(*arguments: Any) -> Any:
-        return getattr(import_module("fedkernels.transport.triton"), name)(*arguments)
+        return getattr(import_module(f"fedkernels.{family}.triton"), name)(*arguments)
 
     torch.library.impl(f"fedkernels::{name}_triton", ("cpu", "cuda"), launch)
 
