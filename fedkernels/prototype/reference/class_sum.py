@@ -3,12 +3,12 @@
 For x (N, D), row weights w (N,) (None: 1) and labels, hard (N,) or soft (N, K), with s_ik = 1 where
 label i is k for hard ones:
 
-    sum_k = sum_i w_i s_ik x_i (K, D)      total_k = sum_i w_i s_ik (K,)      count_k = sum_i s_ik (K,)
+    sum_k = sum_i w_i s_ik x_i (K, D)    total_k = sum_i w_i s_ik (K,)    count_k = sum_i s_ik (K,)
 
 A row takes part if its label lies in 0..K-1 and its weight is positive: a row of weight 0 counts
-nowhere and may hold anything. Sums of hard labels run in float64 and are rounded once; those of soft
-labels are a product, in float32 for float32. Ordinary differentiable PyTorch to x, weight and soft
-labels, deterministic on every device and free of TF32.
+nowhere and may hold anything. Sums of hard labels run in float64 and are rounded once; those of
+soft labels are a product, in float32 for float32. Ordinary differentiable PyTorch to x, weight and
+soft labels, deterministic on every device and free of TF32.
 """
 
 from __future__ import annotations
