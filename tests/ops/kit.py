@@ -19,7 +19,8 @@ TENSORS = ("x", "weight", "A", "T", "B", "bias")
 
 needs_extension = pytest.mark.skipif(not is_built(), reason=f"not built: {why_not_built()}")
 CPU = pytest.param("cpu", marks=needs_extension)
-BACKENDS = (CPU, "reference")
+REFERENCE = pytest.param("reference", marks=pytest.mark.once)  # it has no instruction sets
+BACKENDS = (CPU, REFERENCE)
 
 
 @dataclass

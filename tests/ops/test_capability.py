@@ -12,7 +12,7 @@ import pytest
 from fedkernels.info import capabilities
 from tests.ops.kit import needs_extension
 
-pytestmark = needs_extension
+pytestmark = [needs_extension, pytest.mark.once]  # each test names the set that it wants
 ROOT = Path(__file__).resolve().parents[2]
 SETS = ("plain", "avx2", "avx512")
 

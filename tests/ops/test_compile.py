@@ -11,7 +11,7 @@ from fedkernels.testing import random_tensor
 from fedkernels.triple_lora import ops
 from tests.ops.kit import CPU, TENSORS, Call, assert_same_bits, call, needs_extension
 
-pytestmark = needs_extension
+pytestmark = [needs_extension, pytest.mark.once]
 ALL = ops.NEED_X | ops.NEED_A | ops.NEED_T | ops.NEED_B | ops.NEED_WEIGHT | ops.NEED_BIAS
 SEED = torch.tensor([42])
 

@@ -16,6 +16,8 @@ from fedkernels._backend import BackendUnavailable
 from fedkernels.triple_lora import api
 from tests.ops.kit import BACKENDS, call
 
+pytestmark = pytest.mark.once
+
 f32, f64, i64 = torch.float32, torch.float64, torch.int64
 
 

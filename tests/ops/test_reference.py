@@ -12,6 +12,8 @@ from fedkernels import fold_middle
 from fedkernels.triple_lora import reference
 from tests.ops.kit import Call, call
 
+pytestmark = pytest.mark.once
+
 WORD = 0xFFFFFFFF
 
 # Random123 1.x, tests/kat_vectors, "philox4x32 7": counter, key, output.

@@ -12,6 +12,8 @@ from fedkernels import select_middle, triple_lora_delta, triple_lora_linear
 from fedkernels.testing import random_tensor
 from tests.ops.kit import TENSORS, call, needs_extension
 
+pytestmark = pytest.mark.once
+
 REFUSED = 'no second derivative; pass backend="reference"'
 # What a gradient does not depend on has a second derivative of 0 that nobody has to refuse.
 DEPENDS = [

@@ -10,6 +10,8 @@ from fedkernels import TripleLoraLinear, select_middle, triple_lora_delta, tripl
 from fedkernels.testing import random_tensor
 from tests.ops.kit import BACKENDS, CPU, TENSORS, assert_same_bits, call, needs_extension
 
+pytestmark = pytest.mark.once
+
 
 @pytest.fixture(autouse=True)
 def _no_warning_of_the_slow_batching():

@@ -8,10 +8,10 @@ import torch
 from torch import Tensor
 
 from fedkernels.transport import SinkhornResult
-from tests.ops.kit import CPU
+from tests.ops.kit import CPU, REFERENCE
 
 F64 = torch.float64
-BACKENDS = (CPU, "reference")
+BACKENDS = (CPU, REFERENCE)
 FIELDS = ("value", "linear_cost", "f", "g", "n_iter", "marginal_error", "status")
 CONVERGED, MAX_ITER, NON_FINITE, INFEASIBLE, EMPTY = range(5)
 

@@ -41,6 +41,7 @@ def test_gradcheck(mode, backend):
     assert torch.autograd.gradcheck(function, [c.tensors[n] for n in TENSORS])
 
 
+@pytest.mark.once
 @needs_extension
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("size", [(2, 9, 5, 4), (1, 3, 7, 4), (1, 0, 3, 2), (0, 4, 3, 2)])
@@ -57,6 +58,7 @@ def test_opcheck(size, dtype):
             torch.library.opcheck(op.conditional_transport_backward, arguments)
 
 
+@pytest.mark.once
 @needs_extension
 def test_compiled_is_eager_and_a_second_size_costs_one_graph():
     counter = CompileCounterWithBackend("aot_eager")
@@ -78,6 +80,7 @@ def test_compiled_is_eager_and_a_second_size_costs_one_graph():
         assert counter.frame_count <= most, rows
 
 
+@pytest.mark.once
 @needs_extension
 @pytest.mark.parametrize("first", TENSORS)
 def test_a_second_derivative_is_refused(first):
@@ -97,6 +100,7 @@ def test_a_second_derivative_is_refused(first):
         func_grad(lambda t: func_grad(value)(t).sum())(values[first])
 
 
+@pytest.mark.once
 def test_the_reference_has_a_second_derivative():
     c = call(1, 4, 3, 2, dtype=torch.float64).train("x", "y")
 
@@ -106,6 +110,7 @@ def test_the_reference_has_a_second_derivative():
     assert torch.autograd.gradgradcheck(function, [c.tensors["x"], c.tensors["y"]])
 
 
+@pytest.mark.once
 @needs_extension
 def test_transforms_are_autograd_and_a_loop():
     c = call(3, 6, 4, 3, dtype=torch.float64)
@@ -125,6 +130,7 @@ def test_transforms_are_autograd_and_a_loop():
         torch.testing.assert_close(a, b, rtol=1e-12, atol=1e-13)
 
 
+@pytest.mark.once
 @needs_extension
 def test_autocast_changes_nothing():
     c = call(1, 20, 5, 8).train()
@@ -150,6 +156,7 @@ _MEMORY = """
 """
 
 
+@pytest.mark.once
 @needs_extension
 def test_no_matrix_of_pairs():
     """Scratch is at most 32 MiB, the gradients are 2 MB; the rest is room for the allocator."""
@@ -193,6 +200,7 @@ BAD = [
 ]
 
 
+@pytest.mark.once
 @pytest.mark.parametrize(("change", "error", "message"), BAD, ids=lambda v: str(v)[:40])
 def test_bad_input_is_one_line(change, error, message):
     arguments = {"x": ones(6, 3), "y": ones(4, 3), **change}
