@@ -3,6 +3,12 @@
 from __future__ import annotations
 
 from fedkernels._backend import BackendUnavailable
+from fedkernels.prototype import (
+    prototype_assign,
+    prototype_cross_entropy,
+    prototype_distance,
+    prototype_softmax,
+)
 from fedkernels.transport import (
     conditional_transport,
     emd,
@@ -26,6 +32,10 @@ __all__ = [
     "conditional_transport",
     "emd",
     "fold_middle",
+    "prototype_assign",
+    "prototype_cross_entropy",
+    "prototype_distance",
+    "prototype_softmax",
     "select_middle",
     "sinkhorn",
     "sinkhorn_divergence",

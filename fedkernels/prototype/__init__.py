@@ -2,4 +2,16 @@
 
 from __future__ import annotations
 
-__all__: list[str] = []
+from fedkernels.prototype.assign import Assignment, prototype_assign
+from fedkernels.prototype.cross_entropy import prototype_cross_entropy
+from fedkernels.prototype.distance import prototype_distance
+from fedkernels.prototype.softmax import PrototypeSoftmax, prototype_softmax
+
+__all__ = [
+    "Assignment",
+    "PrototypeSoftmax",
+    "prototype_assign",
+    "prototype_cross_entropy",
+    "prototype_distance",
+    "prototype_softmax",
+]
