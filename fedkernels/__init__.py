@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from fedkernels._backend import BackendUnavailable
 from fedkernels.prototype import (
+    class_mean,
+    kmeans,
     prototype_assign,
     prototype_cross_entropy,
     prototype_distance,
@@ -29,9 +31,11 @@ __version__ = "0.1.0"
 __all__ = [
     "BackendUnavailable",
     "TripleLoraLinear",
+    "class_mean",
     "conditional_transport",
     "emd",
     "fold_middle",
+    "kmeans",
     "prototype_assign",
     "prototype_cross_entropy",
     "prototype_distance",

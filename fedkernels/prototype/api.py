@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from fedkernels._backend import Candidate
 from fedkernels.prototype import assign, cross_entropy, distance, softmax
+from fedkernels.prototype.class_mean import CANDIDATES as _CLASS_MEAN_CANDIDATES
+from fedkernels.prototype.kmeans import CANDIDATES as _KMEANS_CANDIDATES
 
 __all__ = ["OPS"]
 
@@ -13,4 +15,6 @@ OPS: dict[str, tuple[Candidate, ...]] = {
     "prototype_assign": assign.CANDIDATES,
     "prototype_softmax": softmax.CANDIDATES,
     "prototype_cross_entropy": cross_entropy.CANDIDATES,
+    "class_mean": _CLASS_MEAN_CANDIDATES,
+    "kmeans": _KMEANS_CANDIDATES,
 }
