@@ -5,8 +5,8 @@
 //   A tile of `tile_rows` x `columns` sums stays in registers over k; k runs in ascending order,
 //   whatever the tile, so that a row's bits depend on that row alone.
 //
-// Included once per instruction set (common/each_capability.h), after common/simd_math.h: no include
-// guard, no #include.
+// Included once per instruction set (common/each_capability.h), after common/simd_math.h: no
+// include guard, no #include.
 
 template <typename T>
 constexpr int64_t columns = 2 * Simd<T>::lanes;
@@ -18,20 +18,22 @@ inline int64_t round_up(int64_t value, int64_t multiple) {
   return (value + multiple - 1) / multiple * multiple;
 }
 
-template <typename T, int M>
+// W vectors of columns: 2, or 1 where the last panel is no wider.
+template <typename T, int M, int W = 2>
 inline void tile(int64_t K, const T* a, int64_t a_row, int64_t a_k, const T* b, int64_t b_k, T* c,
                  int64_t c_row, bool zero) {
   using vec = typename Simd<T>::vec;
   constexpr int64_t lanes = Simd<T>::lanes;
-  vec sum[M][2];
-  for (int i = 0; i < M; ++i) sum[i][0] = sum[i][1] = vec{};
+  vec sum[M][W];
+  for (int i = 0; i < M; ++i) {
+    for (int w = 0; w < W; ++w) sum[i][w] = vec{};
+  }
   for (int64_t k = 0; k < K; ++k) {
-    const vec b0 = *reinterpret_cast<const vec*>(b);
-    const vec b1 = *reinterpret_cast<const vec*>(b + lanes);
+    vec from_b[W];
+    for (int w = 0; w < W; ++w) from_b[w] = *reinterpret_cast<const vec*>(b + w * lanes);
     for (int i = 0; i < M; ++i) {
       const T value = a[i * a_row];
-      sum[i][0] += value * b0;
-      sum[i][1] += value * b1;
+      for (int w = 0; w < W; ++w) sum[i][w] += value * from_b[w];
     }
     a += a_k;
     b += b_k;
@@ -39,21 +41,21 @@ inline void tile(int64_t K, const T* a, int64_t a_row, int64_t a_k, const T* b, 
   // Sums of a run start at 0 and are added to what is there: errors grow with the length of a run
   // plus the number of runs, not with their product.
   for (int i = 0; i < M; ++i) {
-    vec* to0 = reinterpret_cast<vec*>(c + i * c_row);
-    vec* to1 = reinterpret_cast<vec*>(c + i * c_row + lanes);
-    *to0 = zero ? sum[i][0] : *to0 + sum[i][0];
-    *to1 = zero ? sum[i][1] : *to1 + sum[i][1];
+    for (int w = 0; w < W; ++w) {
+      vec* to = reinterpret_cast<vec*>(c + i * c_row + w * lanes);
+      *to = zero ? sum[i][w] : *to + sum[i][w];
+    }
   }
 }
 
-template <typename T, int M>
+template <typename T, int M, int W = 2>
 inline void last_tile(int64_t rows, int64_t K, const T* a, int64_t a_row, int64_t a_k, const T* b,
                       int64_t b_k, T* c, int64_t c_row, bool zero) {
   if constexpr (M > 0) {
     if (rows == M) {
-      tile<T, M>(K, a, a_row, a_k, b, b_k, c, c_row, zero);
+      tile<T, M, W>(K, a, a_row, a_k, b, b_k, c, c_row, zero);
     } else {
-      last_tile<T, M - 1>(rows, K, a, a_row, a_k, b, b_k, c, c_row, zero);
+      last_tile<T, M - 1, W>(rows, K, a, a_row, a_k, b, b_k, c, c_row, zero);
     }
   }
 }
@@ -70,8 +72,24 @@ inline void multiply_panel(int64_t rows, int64_t K, const T* a, int64_t a_row, i
                               zero);
 }
 
-// C (rows, N) (+)= A (rows, K) B (K, N), N a multiple of `columns`, B and C plain row-major, B small
-// enough for the first caches. Rows of C come in runs, so that a run of A serves all of N from there.
+// The same for the first vector of columns of a panel alone: twice the rows keep as many sums.
+template <typename T>
+inline void multiply_half_panel(int64_t rows, int64_t K, const T* a, int64_t a_row, int64_t a_k,
+                                const T* b, int64_t b_k, T* c, int64_t c_row, bool zero) {
+  int64_t i = 0;
+  for (; i + 2 * tile_rows <= rows; i += 2 * tile_rows) {
+    tile<T, 2 * tile_rows, 1>(K, a + i * a_row, a_row, a_k, b, b_k, c + i * c_row, c_row, zero);
+  }
+  for (; i + tile_rows <= rows; i += tile_rows) {
+    tile<T, tile_rows, 1>(K, a + i * a_row, a_row, a_k, b, b_k, c + i * c_row, c_row, zero);
+  }
+  last_tile<T, tile_rows - 1, 1>(rows - i, K, a + i * a_row, a_row, a_k, b, b_k, c + i * c_row,
+                                 c_row, zero);
+}
+
+// C (rows, N) (+)= A (rows, K) B (K, N), N a multiple of `columns`, B and C plain row-major, B
+// small enough for the first caches. Rows of C come in runs, so that a run of A serves all of N
+// from there.
 template <typename T>
 inline void multiply(int64_t rows, int64_t K, int64_t N, const T* a, int64_t a_row, int64_t a_k,
                      const T* b, T* c, bool zero) {
@@ -143,8 +161,7 @@ inline void turn(const T* in, T* out) {
         }
         for (int i = 0; i < 4; ++i) {
           _mm256_storeu_ps(out + (k + i) * N + n, _mm256_permute2f128_ps(r[i], r[4 + i], 0x20));
-          _mm256_storeu_ps(out + (k + 4 + i) * N + n,
-                           _mm256_permute2f128_ps(r[i], r[4 + i], 0x31));
+          _mm256_storeu_ps(out + (k + 4 + i) * N + n, _mm256_permute2f128_ps(r[i], r[4 + i], 0x31));
         }
       }
     }
@@ -156,7 +173,8 @@ inline void turn(const T* in, T* out) {
   }
 }
 
-// One panel of B (K, N) with strides (k_stride, n_stride), from column `first`; columns past N are 0.
+// One panel of B (K, N) with strides (k_stride, n_stride), from column `first`; columns past N are
+// 0.
 template <typename T, typename S>
 inline void pack_panel(const S* in, int64_t k_stride, int64_t n_stride, int64_t K, int64_t N,
                        int64_t first, T* out) {

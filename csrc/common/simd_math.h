@@ -1,4 +1,5 @@
-// exp2 and log2 of vectors, and the vector type that all kernels of an instruction set share.
+// exp2 and log2 of vectors, sums over lanes, and the vector type that all kernels of an instruction
+// set share.
 //
 //   exp2   relative error 1e-7 (float; the polynomial alone 2e-9), 2e-16 (double);
 //          exact at whole numbers; -inf gives 0, NaN stays NaN; results below the smallest normal
@@ -41,6 +42,111 @@ inline Vec<T> broadcast(T value) {
 template <typename V>
 inline V larger(V a, V b) {
   return a < b ? b : a;
+}
+
+template <typename V>
+inline V smaller(V a, V b) {
+  return b < a ? b : a;
+}
+
+// Over all lanes, in a fixed tree. (Functions, not lambdas, wherever vectors pass: g++ compiles a
+// lambda under the pragma for the plain instruction set.)
+template <typename V>
+inline V plus(V a, V b) {
+  return a + b;
+}
+
+template <typename T, Vec<T> F(Vec<T>, Vec<T>)>
+inline T across(Vec<T> v) {
+  using I = typename Simd<T>::ivec;
+  for (int step = Simd<T>::lanes / 2; step > 0; step /= 2) {
+    I index;
+    for (int l = 0; l < Simd<T>::lanes; ++l) index[l] = l ^ step;
+    v = F(v, Vec<T>(__builtin_shuffle(v, index)));
+  }
+  return v[0];
+}
+
+template <typename T>
+inline T sum_across(Vec<T> v) {
+  return across<T, plus<Vec<T>>>(v);
+}
+
+template <typename T>
+inline T largest_across(Vec<T> v) {
+  return across<T, larger<Vec<T>>>(v);
+}
+
+template <typename T>
+inline T smallest_across(Vec<T> v) {
+  return across<T, smaller<Vec<T>>>(v);
+}
+
+template <typename T>
+inline Vec<T> square_root(Vec<T> x) {
+#if defined(WITH_AVX512)
+  if constexpr (sizeof(T) == 4)
+    return Vec<T>(_mm512_maskz_sqrt_ps(0xFFFF, __m512(x)));
+  else
+    return Vec<T>(_mm512_maskz_sqrt_pd(0xFF, __m512d(x)));
+#elif defined(WITH_AVX2)
+  if constexpr (sizeof(T) == 4)
+    return Vec<T>(_mm256_sqrt_ps(__m256(x)));
+  else
+    return Vec<T>(_mm256_sqrt_pd(__m256d(x)));
+#else
+  for (int i = 0; i < Simd<T>::lanes; ++i) x[i] = std::sqrt(x[i]);
+  return x;
+#endif
+}
+
+// The larger and the smaller of a constant and x: one instruction each. A NaN in x stays.
+template <typename T>
+inline Vec<T> at_least(Vec<T> low, Vec<T> x) {
+#if defined(WITH_AVX512)
+  if constexpr (sizeof(T) == 4)
+    return Vec<T>(_mm512_maskz_max_ps(0xFFFF, __m512(low), __m512(x)));
+  else
+    return Vec<T>(_mm512_maskz_max_pd(0xFF, __m512d(low), __m512d(x)));
+#elif defined(WITH_AVX2)
+  if constexpr (sizeof(T) == 4)
+    return Vec<T>(_mm256_max_ps(__m256(low), __m256(x)));
+  else
+    return Vec<T>(_mm256_max_pd(__m256d(low), __m256d(x)));
+#else
+  return low > x ? low : x;
+#endif
+}
+
+template <typename T>
+inline Vec<T> at_most(Vec<T> high, Vec<T> x) {
+#if defined(WITH_AVX512)
+  if constexpr (sizeof(T) == 4)
+    return Vec<T>(_mm512_maskz_min_ps(0xFFFF, __m512(high), __m512(x)));
+  else
+    return Vec<T>(_mm512_maskz_min_pd(0xFF, __m512d(high), __m512d(x)));
+#elif defined(WITH_AVX2)
+  if constexpr (sizeof(T) == 4)
+    return Vec<T>(_mm256_min_ps(__m256(high), __m256(x)));
+  else
+    return Vec<T>(_mm256_min_pd(__m256d(high), __m256d(x)));
+#else
+  return high < x ? high : x;
+#endif
+}
+
+// Whether a lane of a mask is set.
+template <typename I>
+inline bool any(I mask) {
+#if defined(WITH_AVX512)
+  return _mm512_test_epi32_mask(__m512i(mask), __m512i(mask)) != 0;
+#elif defined(WITH_AVX2)
+  return !_mm256_testz_si256(__m256i(mask), __m256i(mask));
+#else
+  bool found = false;
+  for (size_t l = 0; l < sizeof(I) / sizeof(mask[0]); ++l) found |= mask[l] != 0;
+  return found;
+#endif
 }
 
 // x between two bounds; a NaN stays.

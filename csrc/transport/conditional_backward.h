@@ -140,7 +140,7 @@ inline void weigh_rows(const Pair<T, MODE>& pair, const Conditional<T>& f, const
   }
   for (int r = 0; r < R; ++r) {
     for (int which = 0; which < 4; ++which) {
-      w.row_sums[which * block_rows + i + r] += sum_of<T>(of_row[r][which]);
+      w.row_sums[which * block_rows + i + r] += sum_across<T>(of_row[r][which]);
     }
   }
 }

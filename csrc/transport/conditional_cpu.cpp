@@ -15,6 +15,7 @@
 #include <vector>
 
 #include "common/element.h"
+#include "common/mean_of_finite.h"
 #include "common/scratch.h"
 #include "transport/conditional.h"
 
@@ -61,38 +62,6 @@ Cut cut(int64_t rows, int64_t columns, int64_t depth, int64_t panel, bool backwa
   const int64_t wanted = std::min(ceil_div(rows, rows_of_stripe), most_stripes);
   c.stripes = std::clamp<int64_t>(std::min(wanted, sums_bytes / (c.sums * bytes)), 1, c.blocks);
   return c;
-}
-
-// The mean of the finite points of y, in double, one rounding. Of y alone: a centre that x enters
-// would let one NaN point of x make every distance NaN.
-template <typename T>
-void mean_of_finite(const T* points, int64_t count, int64_t D, T* centre) {
-  std::vector<uint8_t> finite(count);
-  torch::stable::parallel_for(0, count, std::max<int64_t>(1, 65536 / std::max<int64_t>(D, 1)),
-                              [&](int64_t begin, int64_t end) {
-                                for (int64_t i = begin; i < end; ++i) {
-                                  T rest = 0;  // value - value is NaN for what is not finite
-                                  for (int64_t k = 0; k < D; ++k) {
-                                    const T value = points[i * D + k];
-                                    rest += value - value;
-                                  }
-                                  finite[i] = rest == 0;
-                                }
-                              });
-  int64_t used = 0;
-  for (const uint8_t f : finite) used += f;
-  torch::stable::parallel_for(
-      0, D, std::max<int64_t>(16, 262144 / count), [&](int64_t begin, int64_t end) {
-        std::vector<double> sum(end - begin);
-        for (int64_t i = 0; i < count; ++i) {
-          if (!finite[i]) continue;
-          const T* point = points + i * D + begin;
-          for (int64_t k = 0; k < end - begin; ++k) sum[k] += point[k];
-        }
-        for (int64_t k = begin; k < end; ++k) {
-          centre[k] = static_cast<T>(sum[k - begin] / std::max<int64_t>(used, 1));
-        }
-      });
 }
 
 template <typename T>

@@ -45,8 +45,8 @@ inline void shared_rows(const Pair<T, MODE>& pair, T scale, const Chunk<T>& t, i
     store(t.cost + j, cost);
   }
   for (int r = 0; r < R; ++r) {
-    t.total[i + r] = sum_of<T>(total[r]);
-    t.sum[i + r] = sum_of<T>(sum[r]);
+    t.total[i + r] = sum_across<T>(total[r]);
+    t.sum[i + r] = sum_across<T>(sum[r]);
   }
 }
 
@@ -63,7 +63,7 @@ inline void lone_row(const Pair<T, MODE>& pair, T scale, const Chunk<T>& t, int6
       top = larger<Vec<T>>(top,
                            pair.logit(load(S + j), i, j) * scale + load(pair.column[log_mass] + j));
     }
-    t.top[i] = largest_of<T>(top);
+    t.top[i] = largest_across<T>(top);
   }
   Vec<T> total{}, sum{};
   for (int64_t j = 0; j < t.n; j += lanes) {
@@ -74,8 +74,8 @@ inline void lone_row(const Pair<T, MODE>& pair, T scale, const Chunk<T>& t, int6
     total += row;
     sum += row * c;
   }
-  t.total[i] = sum_of<T>(total);
-  t.sum[i] = sum_of<T>(sum);
+  t.total[i] = sum_across<T>(total);
+  t.sum[i] = sum_across<T>(sum);
 }
 
 template <typename T, int MODE>
@@ -129,8 +129,8 @@ void statistics(const Conditional<T>& f, const Chunk<T>& t, const Side<T>& row,
       top = larger(top, s);  // a NaN moves neither
       bottom = smaller(bottom, s);
     }
-    t.top[i] = largest_of<T>(top) * scale;
-    t.spread[i] = t.top[i] - smallest_of<T>(bottom) * scale;
+    t.top[i] = largest_across<T>(top) * scale;
+    t.spread[i] = t.top[i] - smallest_across<T>(bottom) * scale;
     shared &= !(t.spread[i] > sharing<T>);
   }
   // What a row's logits lack of those of its mass: log p, and its own shift.

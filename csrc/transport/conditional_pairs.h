@@ -15,44 +15,6 @@ constexpr int64_t dot_run = 128;
 template <typename T>
 constexpr T far = sizeof(T) == 8 ? T(1e300) : T(1e30);
 
-template <typename V>
-inline V smaller(V a, V b) {
-  return b < a ? b : a;
-}
-
-// Over all lanes, in a fixed tree. (Functions, not lambdas, wherever vectors pass: g++ compiles a
-// lambda under the pragma for the plain instruction set.)
-template <typename V>
-inline V plus(V a, V b) {
-  return a + b;
-}
-
-template <typename T, Vec<T> F(Vec<T>, Vec<T>)>
-inline T across(Vec<T> v) {
-  using I = typename Simd<T>::ivec;
-  for (int step = Simd<T>::lanes / 2; step > 0; step /= 2) {
-    I index;
-    for (int l = 0; l < Simd<T>::lanes; ++l) index[l] = l ^ step;
-    v = F(v, Vec<T>(__builtin_shuffle(v, index)));
-  }
-  return v[0];
-}
-
-template <typename T>
-inline T sum_of(Vec<T> v) {
-  return across<T, plus<Vec<T>>>(v);
-}
-
-template <typename T>
-inline T largest_of(Vec<T> v) {
-  return across<T, larger<Vec<T>>>(v);
-}
-
-template <typename T>
-inline T smallest_of(Vec<T> v) {
-  return across<T, smaller<Vec<T>>>(v);
-}
-
 #ifdef WITH_AVX2
 // a b + c and a b - c with one rounding: contraction of a b - (a b) would find 0.
 template <typename T>

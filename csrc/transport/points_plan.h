@@ -181,7 +181,7 @@ void gradient(const Weighted<T>& g, int64_t begin, int64_t end, T* out, T* scrat
             const typename Simd<T>::ivec close[2] = {
                 is_close<metric, T>(square(c0), norm + load<T>(norms)),
                 is_close<metric, T>(square(c1), norm + load<T>(norms + lanes))};
-            if (__builtin_expect(any<T>(close[0] | close[1]), false)) {
+            if (__builtin_expect(any(close[0] | close[1]), false)) {
               Vec<T> both[2] = {p0, p1};
               take_apart<T>(g, row + i, panel, close, both, apart + i * g.d, apart + w * g.d);
               p0 = both[0], p1 = both[1];

@@ -51,59 +51,6 @@ inline void multiply_tile(const Pair<T>& points, int64_t row, int64_t rows, int6
   } while (k < points.D);
 }
 
-template <typename T>
-inline Vec<T> square_root(Vec<T> x) {
-#if defined(WITH_AVX512)
-  if constexpr (sizeof(T) == 4)
-    return Vec<T>(_mm512_maskz_sqrt_ps(0xFFFF, __m512(x)));
-  else
-    return Vec<T>(_mm512_maskz_sqrt_pd(0xFF, __m512d(x)));
-#elif defined(WITH_AVX2)
-  if constexpr (sizeof(T) == 4)
-    return Vec<T>(_mm256_sqrt_ps(__m256(x)));
-  else
-    return Vec<T>(_mm256_sqrt_pd(__m256d(x)));
-#else
-  for (int i = 0; i < Simd<T>::lanes; ++i) x[i] = std::sqrt(x[i]);
-  return x;
-#endif
-}
-
-// The larger and the smaller of a constant and x: one instruction each. A NaN in x stays.
-template <typename T>
-inline Vec<T> at_least(Vec<T> low, Vec<T> x) {
-#if defined(WITH_AVX512)
-  if constexpr (sizeof(T) == 4)
-    return Vec<T>(_mm512_maskz_max_ps(0xFFFF, __m512(low), __m512(x)));
-  else
-    return Vec<T>(_mm512_maskz_max_pd(0xFF, __m512d(low), __m512d(x)));
-#elif defined(WITH_AVX2)
-  if constexpr (sizeof(T) == 4)
-    return Vec<T>(_mm256_max_ps(__m256(low), __m256(x)));
-  else
-    return Vec<T>(_mm256_max_pd(__m256d(low), __m256d(x)));
-#else
-  return low > x ? low : x;
-#endif
-}
-
-template <typename T>
-inline Vec<T> at_most(Vec<T> high, Vec<T> x) {
-#if defined(WITH_AVX512)
-  if constexpr (sizeof(T) == 4)
-    return Vec<T>(_mm512_maskz_min_ps(0xFFFF, __m512(high), __m512(x)));
-  else
-    return Vec<T>(_mm512_maskz_min_pd(0xFF, __m512d(high), __m512d(x)));
-#elif defined(WITH_AVX2)
-  if constexpr (sizeof(T) == 4)
-    return Vec<T>(_mm256_min_ps(__m256(high), __m256(x)));
-  else
-    return Vec<T>(_mm256_min_pd(__m256d(high), __m256d(x)));
-#else
-  return high < x ? high : x;
-#endif
-}
-
 // exp2_of for N vectors, step by step for all of them: one after the other, the chain of a single
 // vector (about 60 cycles) fills the scheduler, and half the units wait.
 template <typename T, int N>
@@ -136,20 +83,6 @@ inline void exp2_many(Vec<T>* x) {
   }
 }
 
-// Whether any lane of a mask is set.
-template <typename T>
-inline bool any(typename Simd<T>::ivec mask) {
-#if defined(WITH_AVX512)
-  return _mm512_movepi32_mask(__m512i(mask)) != 0;
-#elif defined(WITH_AVX2)
-  return _mm256_movemask_epi8(__m256i(mask)) != 0;
-#else
-  bool found = false;
-  for (int i = 0; i < Simd<T>::lanes; ++i) found |= mask[i] != 0;
-  return found;
-#endif
-}
-
 // A square |x|^2 + |y|^2 - 2 x.y is right to the rounding of |x|^2 + |y|^2. Below a share of that
 // the differences of the points are squared instead. A distance is the root: that it be as right
 // where it is small as where it is large takes a larger share.
@@ -172,7 +105,7 @@ inline void square_row(const Pair<T>& points, int64_t i, int64_t panel, Vec<T>* 
     square[l] = both - T{2} * row[l];
     close[l] = is_close<metric, T>(square[l], both);
   }
-  if (__builtin_expect(any<T>(close[0] | close[1]), false)) {
+  if (__builtin_expect(any(close[0] | close[1]), false)) {
     const T* x = points.x.panels + i / w * w * points.D + i % w;
     const T* y = points.y.panels + panel * w * points.D;
     Vec<T> sum[2] = {};

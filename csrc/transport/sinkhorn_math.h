@@ -30,20 +30,6 @@ inline Vec<T> log_plan(Vec<T> cost, Vec<T> minus_s, Vec<T> u, Vec<T> v) {
   return multiply_add<T>(cost, minus_s, u) + v;
 }
 
-// Whether a lane of a mask is set.
-template <typename I>
-inline bool any(I mask) {
-#if defined(WITH_AVX512)
-  return _mm512_test_epi32_mask(__m512i(mask), __m512i(mask)) != 0;
-#elif defined(WITH_AVX2)
-  return !_mm256_testz_si256(__m256i(mask), __m256i(mask));
-#else
-  bool found = false;
-  for (size_t l = 0; l < sizeof(I) / sizeof(mask[0]); ++l) found |= mask[l] != 0;
-  return found;
-#endif
-}
-
 template <typename T>
 inline Vec<T> absolute(Vec<T> x) {
   return x < T{0} ? -x : x;
