@@ -56,15 +56,18 @@ inline V plus(V a, V b) {
   return a + b;
 }
 
+template <typename T, Vec<T> F(Vec<T>, Vec<T>), int64_t step, size_t... lane>
+inline Vec<T> fold(Vec<T> v, std::index_sequence<lane...> all) {
+  using I = typename Simd<T>::ivec;
+  // A constant index: known at run time alone, it would be put together lane by lane.
+  v = F(v, Vec<T>(__builtin_shuffle(v, I{static_cast<typename Simd<T>::Int>(lane ^ step)...})));
+  if constexpr (step > 1) return fold<T, F, step / 2>(v, all);
+  return v;
+}
+
 template <typename T, Vec<T> F(Vec<T>, Vec<T>)>
 inline T across(Vec<T> v) {
-  using I = typename Simd<T>::ivec;
-  for (int step = Simd<T>::lanes / 2; step > 0; step /= 2) {
-    I index;
-    for (int l = 0; l < Simd<T>::lanes; ++l) index[l] = l ^ step;
-    v = F(v, Vec<T>(__builtin_shuffle(v, index)));
-  }
-  return v[0];
+  return fold<T, F, Simd<T>::lanes / 2>(v, std::make_index_sequence<Simd<T>::lanes>{})[0];
 }
 
 template <typename T>
@@ -146,6 +149,22 @@ inline bool any(I mask) {
   bool found = false;
   for (size_t l = 0; l < sizeof(I) / sizeof(mask[0]); ++l) found |= mask[l] != 0;
   return found;
+#endif
+}
+
+// A bit for each lane of a mask, the first lane's lowest.
+template <typename T>
+inline uint32_t bits_of(typename Simd<T>::ivec mask) {
+#if defined(WITH_AVX512)
+  if constexpr (sizeof(T) == 4) return _mm512_movepi32_mask(__m512i(mask));
+  return _mm512_movepi64_mask(__m512i(mask));
+#elif defined(WITH_AVX2)
+  if constexpr (sizeof(T) == 4) return _mm256_movemask_ps(__m256(mask));
+  return _mm256_movemask_pd(__m256d(mask));
+#else
+  uint32_t bits = 0;
+  for (int l = 0; l < Simd<T>::lanes; ++l) bits |= (mask[l] != 0) << l;
+  return bits;
 #endif
 }
 

@@ -70,7 +70,7 @@ struct PrototypeRows {
   void* dx;
 };
 
-// A stripe's sums over rows: dmu (K, depth), then two arrays of `padded`.
+// A stripe's sums over rows: dmu (K, stride), then two arrays of `padded`.
 template <typename T>
 struct PrototypeSums {
   T *mu, *own, *logit;

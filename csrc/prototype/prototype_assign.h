@@ -21,19 +21,28 @@ inline Vec<T> smaller_so_far(Vec<T> value, Vec<T> so_far) {
   return value < so_far ? value : so_far;
 }
 
+// -1 where a byte of the mask is set.
 template <typename T>
 inline typename Simd<T>::ivec lanes_of_mask(const uint8_t* mask, int64_t count) {
-  typename Simd<T>::ivec lanes{};
-  for (int64_t l = 0; l < std::min(count, Simd<T>::lanes); ++l) lanes[l] = mask[l] ? -1 : 0;
-  return lanes;
+  constexpr int64_t lanes = Simd<T>::lanes;
+  typedef uint8_t Bytes __attribute__((vector_size(lanes)));
+  Bytes bytes{};
+  if (count >= lanes) {
+    std::memcpy(&bytes, mask, lanes);
+  } else {
+    for (int64_t l = 0; l < count; ++l) bytes[l] = mask[l];
+  }
+  return __builtin_convertvector(bytes, typename Simd<T>::ivec) != 0;
 }
 
 // The k best so far, ascending.
 template <typename T>
 struct Nearest {
   int64_t k, count = 0;
-  T cost[32];
+  T cost[32];  // not set before it is needed: k is 1 mostly
   int64_t index[32];
+
+  explicit Nearest(int64_t wanted) : k(wanted) {}
 
   T worst() const { return count == k ? cost[k - 1] : infinite<T>; }
   void offer(T value, int64_t j) {
@@ -81,10 +90,13 @@ struct Scan {
   }
 
   T kth(const T* S, int64_t k) const {
-    Nearest<T> nearest{k};
+    Nearest<T> nearest(k);
     for (int64_t j = 0; j < f.padded; j += Simd<T>::lanes) {
-      if (!any(load(S + j) < nearest.worst())) continue;
-      for (int64_t l = 0; l < Simd<T>::lanes; ++l) nearest.offer(S[j + l], j + l);
+      uint32_t better = bits_of<T>(load(S + j) < nearest.worst());
+      for (; better != 0; better &= better - 1) {
+        const int64_t at = j + std::countr_zero(better);
+        nearest.offer(S[at], at);
+      }
     }
     // With fewer than k, every finite score is a candidate.
     return nearest.count == k ? nearest.cost[k - 1] : std::numeric_limits<T>::max();
@@ -125,14 +137,12 @@ void assign_as(const Prototypes<T>& f, const PrototypeRows<T>& io, int64_t begin
       scan.scores(i, S);
       const T limit = scan.limit(i, io.k == 1 ? scan.least(S) : scan.kth(S, io.k));
       const T* given = of_squares<M> ? given_row(f, b.first + i, b.room) : nullptr;
-      Nearest<T> nearest{io.k};
+      Nearest<T> nearest(io.k);
       for (int64_t j = 0; j < f.padded; j += lanes) {
-        const auto candidates = scan.bound(S, j) <= limit;
-        if (!any(candidates)) continue;
-        for (int64_t l = 0; l < lanes; ++l) {
-          if (candidates[l] && S[j + l] < infinite<T>) {
-            nearest.offer(scan.exact(given, i, S[j + l], j + l), j + l);
-          }
+        uint32_t candidates = bits_of<T>(scan.bound(S, j) <= limit);
+        for (; candidates != 0; candidates &= candidates - 1) {
+          const int64_t at = j + std::countr_zero(candidates);
+          if (S[at] < infinite<T>) nearest.offer(scan.exact(given, i, S[at], at), at);
         }
       }
       T* distance = io.distance + (b.first + i) * io.k;

@@ -90,18 +90,19 @@ struct Gradients {
   }
 
   void finish() {
-    constexpr int64_t wide = columns<T>;
-    for (int64_t k = 0; k < f.depth; k += wide) {
-      if (io.dx != nullptr) {
-        int64_t j = 0;
-        do {
-          product<T>(b.rows, std::min(dot_run, f.K - j), b.S + j, b.tile, 1,
-                     f.ready + j * f.stride + k, f.stride, b.gradient + k, f.stride, j == 0);
-          j += dot_run;
-        } while (j < f.K);
+    // Runs of prototypes in turn, so that a run of W stays in the first cache for the whole depth,
+    // and a run of dmu is a piece of memory.
+    constexpr int64_t wide = columns<T>, run_of_mu = 8 * tile_rows;
+    for (int64_t j = 0; io.dx != nullptr && j < f.K; j += dot_run) {
+      for (int64_t k = 0; k < f.depth; k += wide) {
+        product<T>(b.rows, std::min(dot_run, f.K - j), b.S + j, b.tile, 1,
+                   f.ready + j * f.stride + k, f.stride, b.gradient + k, f.stride, j == 0);
       }
-      if (io.want_mu) {
-        product<T>(f.K, b.rows, b.S, 1, b.tile, b.ready + k, f.stride, sums.mu + k, f.depth, false);
+    }
+    for (int64_t j = 0; io.want_mu && j < f.K; j += run_of_mu) {
+      for (int64_t k = 0; k < f.depth; k += wide) {
+        product<T>(std::min(run_of_mu, f.K - j), b.rows, b.S + j, 1, b.tile, b.ready + k, f.stride,
+                   sums.mu + j * f.stride + k, f.stride, false);
       }
     }
     if (of_squares<M> && !close.empty()) add_close();
@@ -125,7 +126,7 @@ struct Gradients {
       if (row != it.row) row = it.row, x = given_row(f, b.first + row, b.room);
       const T* mu = f.mu + it.column * f.D;
       T* to_x = b.gradient + it.row * f.stride;
-      T* to_mu = sums.mu + it.column * f.depth;
+      T* to_mu = sums.mu + it.column * f.stride;
       for (int64_t k = 0; io.dx != nullptr && k < f.D; ++k) to_x[k] += it.weight * (mu[k] - x[k]);
       for (int64_t k = 0; io.want_mu && k < f.D; ++k) to_mu[k] += it.weight * (x[k] - mu[k]);
     }
@@ -258,14 +259,12 @@ void cross_entropy_as(const Prototypes<T>& f, const PrototypeRows<T>& io, int64_
         total = exponentials(f, top, S);
       }
       if (value == 0 || total == 0) {
-        io.loss[row] = 0;
+        io.loss[row] = 0, b.totals[i] = 1;
         if (differentiate) pair = gradients.skip(i, pair);
         continue;
       }
-      const T log_total = log2_of<T>(total);
-      io.loss[row] =
-          (target != nullptr ? own_logit + value * log_total : value * (log_total - own_logit)) *
-          ln2<T>;
+      b.totals[i] = total;
+      io.loss[row] = target != nullptr ? own_logit : -value * own_logit;
       if (!differentiate) continue;
       const T scale = io.share * (io.row_weight == nullptr ? T{1} : io.row_weight[row]);
       const T to_prob = scale * value / total;
@@ -284,6 +283,14 @@ void cross_entropy_as(const Prototypes<T>& f, const PrototypeRows<T>& io, int64_
       }
       pair = gradients.weigh(i, pair);
     }
+    for (int64_t i = 0; i < b.rows; i += lanes) {
+      store(b.totals + i, log2_of<T>(load(b.totals + i)));
+    }
+    for (int64_t i = 0; i < b.rows; ++i) {
+      const T value = io.value[b.first + i];
+      T& loss = io.loss[b.first + i];
+      if (value != 0) loss = (loss + value * b.totals[i]) * ln2<T>;
+    }
     if (differentiate) gradients.finish();
   }
 }
@@ -293,7 +300,7 @@ template <typename T>
 void finish_prototypes(const Prototypes<T>& f, const PrototypeSums<T>& sums, int64_t begin,
                        int64_t end, T* dmu) {
   for (int64_t j = begin; j < end; ++j) {
-    const T* from = sums.mu + j * f.depth;
+    const T* from = sums.mu + j * f.stride;
     const T* ready = f.ready + j * f.stride;
     T* out = dmu + j * f.D;
     const T own = f.metric == Metric::dot ? T{0} : sums.own[j];

@@ -132,6 +132,7 @@ struct Block {
   T* room;      // (depth)
   T* given;     // (tile)
   T* own;       // (block): what a row's own vector enters its gradient with
+  T* totals;    // (block): sums of exponentials
 };
 
 template <typename T>
@@ -142,7 +143,7 @@ int64_t tile_stride(const Prototypes<T>& f) {
 
 template <typename T>
 int64_t scratch_size(const Prototypes<T>& f) {
-  return 2 * f.block * (f.stride + tile_stride(f)) + 2 * round_up(f.block, columns<T>) + f.depth +
+  return 2 * f.block * (f.stride + tile_stride(f)) + 3 * round_up(f.block, columns<T>) + f.depth +
          tile_stride(f);
 }
 
@@ -159,6 +160,7 @@ Block<T> block_in(const Prototypes<T>& f, T* scratch) {
   b.S = take(f.block * b.tile), b.kept = take(f.block * b.tile);
   b.norms = take(round_up(f.block, columns<T>)), b.room = take(f.depth);
   b.given = take(b.tile), b.own = take(round_up(f.block, columns<T>));
+  b.totals = take(round_up(f.block, columns<T>));
   return b;
 }
 

@@ -63,7 +63,7 @@ void softmax_as(const Prototypes<T>& f, const PrototypeRows<T>& io, int64_t begi
       T* S = b.S + i * b.tile;
       const T top = logits<T, M>(f, b.first + i, S, nullptr);
       const T total = exponentials(f, top, S);
-      io.lse[b.first + i] = (top + log2_of<T>(total)) * ln2<T>;
+      io.lse[b.first + i] = top, b.totals[i] = total;
       const T inverse = total == 0 ? T{0} : 1 / total;
       for (int64_t j = 0; j < f.padded; j += lanes) {
         const Vec<T> p = load(S + j) * inverse;
@@ -71,6 +71,13 @@ void softmax_as(const Prototypes<T>& f, const PrototypeRows<T>& io, int64_t begi
         store(sums.logit + j, load(sums.logit + j) + p);
       }
       if (io.prob != nullptr) std::memcpy(io.prob + (b.first + i) * f.K, S, sizeof(T) * f.K);
+    }
+    for (int64_t i = 0; i < b.rows; i += lanes) {
+      store(b.totals + i, log2_of<T>(load(b.totals + i)));
+    }
+    for (int64_t i = 0; i < b.rows; ++i) {
+      T& lse = io.lse[b.first + i];
+      lse = (lse + b.totals[i]) * ln2<T>;
     }
   }
 }
