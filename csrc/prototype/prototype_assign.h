@@ -24,15 +24,15 @@ inline Vec<T> smaller_so_far(Vec<T> value, Vec<T> so_far) {
 // -1 where a byte of the mask is set.
 template <typename T>
 inline typename Simd<T>::ivec lanes_of_mask(const uint8_t* mask, int64_t count) {
-  constexpr int64_t lanes = Simd<T>::lanes;
-  typedef uint8_t Bytes __attribute__((vector_size(lanes)));
-  Bytes bytes{};
-  if (count >= lanes) {
-    std::memcpy(&bytes, mask, lanes);
+  using I = typename Simd<T>::ivec;
+  // An array, not lanes one by one: a loop that the compiler turns into vectors.
+  typename Simd<T>::Int set[Simd<T>::lanes] = {};
+  if (count >= Simd<T>::lanes) {
+    for (int64_t l = 0; l < Simd<T>::lanes; ++l) set[l] = mask[l] != 0 ? -1 : 0;
   } else {
-    for (int64_t l = 0; l < count; ++l) bytes[l] = mask[l];
+    for (int64_t l = 0; l < count; ++l) set[l] = mask[l] != 0 ? -1 : 0;
   }
-  return __builtin_convertvector(bytes, typename Simd<T>::ivec) != 0;
+  return *reinterpret_cast<const I*>(set);
 }
 
 // The k best so far, ascending.
