@@ -182,7 +182,7 @@ def _hard(op, wanted, x, labels, weight, g_sum, g_total) -> tuple[Tensor | None,
     classes = g_sum.shape[0]
     taken = (labels >= 0) & (labels < classes)
     if weight is not None:
-        taken &= weight >= 0
+        taken = taken & (weight >= 0)
     at = torch.where(taken, labels, classes)
     zero = g_sum.new_zeros(1, g_sum.shape[1])
     dx = dw = None
