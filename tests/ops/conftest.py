@@ -7,7 +7,7 @@ import importlib.util
 import re
 from pathlib import Path
 
-COMPARED_WITH = ("hypothesis", "ot")
+COMPARED_WITH = ("hypothesis", "ot", "sklearn")
 _MISSING = [name for name in COMPARED_WITH if importlib.util.find_spec(name) is None]
 _IMPORT = re.compile(rf"^(?:import|from) (?:{'|'.join(_MISSING) or '(?!)'})\b", re.MULTILINE)
 
