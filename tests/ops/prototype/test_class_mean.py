@@ -23,9 +23,9 @@ SIZES = [
     (50, 4, 3),
     (300, 10, 64),
     (257, 7, 601),
-    (40_000, 10, 5),
+    (20_000, 10, 5),
     (1500, 2100, 16),
-    (5000, 600, 72),
+    (2500, 300, 112),
     (9, 40, 3),
 ]
 
@@ -104,10 +104,10 @@ def test_every_order_of_labels(order, size, dtype):
 
 @needs_extension
 @pytest.mark.parametrize("soft", [False, True])
-@pytest.mark.parametrize("size", [(300, 10, 16), (40_000, 10, 7), (9000, 700, 72), (600, 5, 700)])
+@pytest.mark.parametrize("size", [(300, 10, 16), (40_000, 10, 7), (5000, 500, 72), (600, 5, 700)])
 def test_the_same_bits_for_every_number_of_threads(size, soft):
     if soft and size[1] > 100:
-        size = (9000, 300, 72)
+        size = (4000, 200, 72)
     c = call(*size, soft=soft, weighted=True)
     expected = with_threads(1, lambda: c.results(backend="cpu"))
     for threads in (2, 3, 8):
