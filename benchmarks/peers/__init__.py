@@ -6,6 +6,6 @@ arguments, the forward pass and the forward + backward pass, over tensors that e
 
 from __future__ import annotations
 
-from .contender import Contender, Peer, PeerMissing, package_version
+from .contender import Contender, Peer, PeerMissing, package_version, without_recording
 
-__all__ = ["Contender", "Peer", "PeerMissing", "package_version"]
+__all__ = ["Contender", "Peer", "PeerMissing", "package_version", "without_recording"]

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
+import torch
 from torch import Tensor
 
-__all__ = ["Contender", "Peer", "PeerMissing", "package_version"]
+__all__ = ["Contender", "Peer", "PeerMissing", "package_version", "without_recording"]
 
 
 class PeerMissing(RuntimeError):
@@ -44,7 +45,8 @@ class Peer:
     """Name, version and builder of one peer.
 
     `same_work=False` marks what is no rival but a bound (the bare frozen linear): it computes
-    less, so it is printed as overhead and never counts as the strongest peer.
+    less, so it is printed as overhead and never counts as the strongest peer. `compiles` marks one
+    that compiles for seconds before its first call: the smoke test leaves it out.
     """
 
     name: str
@@ -52,11 +54,23 @@ class Peer:
     build: Callable[[Any], Contender]
     dtypes: tuple[str, ...] = ("float32", "bfloat16", "float16")
     same_work: bool = True
+    compiles: bool = False
 
     @property
     def label(self) -> str:
         """`name (package version)`, the form that stands in rows and tables."""
         return f"{self.name} ({self.package} {package_version(self.package)})"
+
+
+def without_recording(contender: Contender) -> Contender:
+    """The same, its forward pass alone as an evaluation: no gradient will be asked for."""
+    recorded = contender.forward
+
+    def forward() -> Any:
+        with torch.no_grad():
+            return recorded()
+
+    return replace(contender, forward=forward)
 
 
 def package_version(package: str) -> str:

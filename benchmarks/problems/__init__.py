@@ -2,6 +2,14 @@
 
 from __future__ import annotations
 
+from .prototype import (
+    ClusterProblem,
+    MeanProblem,
+    PrototypeProblem,
+    cluster_problem,
+    mean_problem,
+    prototype_problem,
+)
 from .transport import (
     ConditionalProblem,
     ExactProblem,
@@ -13,14 +21,20 @@ from .transport import (
 from .triple_lora import LoraProblem, SelectProblem, lora_problem, select_problem
 
 __all__ = [
+    "ClusterProblem",
     "ConditionalProblem",
     "ExactProblem",
     "LoraProblem",
+    "MeanProblem",
+    "PrototypeProblem",
     "SelectProblem",
     "SinkhornProblem",
+    "cluster_problem",
     "conditional_problem",
     "exact_problem",
     "lora_problem",
+    "mean_problem",
+    "prototype_problem",
     "select_problem",
     "sinkhorn_problem",
 ]

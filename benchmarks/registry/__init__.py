@@ -7,9 +7,9 @@ The smoke test runs a tiny case of every entry, so an entry that no longer runs 
 
 from __future__ import annotations
 
-from . import transport, triple_lora
+from . import prototype, transport, triple_lora
 from .entry import FORWARD, FORWARD_BACKWARD, SAVED, Case, Entry, Goal
 
 __all__ = ["ENTRIES", "FORWARD", "FORWARD_BACKWARD", "SAVED", "Case", "Entry", "Goal"]
 
-ENTRIES: tuple[Entry, ...] = (*triple_lora.ENTRIES, *transport.ENTRIES)
+ENTRIES: tuple[Entry, ...] = (*triple_lora.ENTRIES, *transport.ENTRIES, *prototype.ENTRIES)

@@ -35,6 +35,7 @@ TINY = {
     "m": 4,
     "iterations": 200,
     "K": 3,
+    "k": 2,
 }
 
 SELECT = next(entry for entry in ENTRIES if entry.op == "select_middle")
@@ -53,9 +54,13 @@ def measure(monkeypatch: pytest.MonkeyPatch, *entries: Entry) -> list[Row]:
 
 @pytest.mark.parametrize("entry", ENTRIES, ids=lambda entry: entry.name)
 def test_every_entry_passes_its_gate(entry: Entry, monkeypatch: pytest.MonkeyPatch) -> None:
-    for peer in entry.peers:
-        if package_version(peer.package) == "not installed":
-            pytest.skip(f"{peer.package} is not installed")
+    here = tuple(
+        peer
+        for peer in entry.peers
+        if package_version(peer.package) != "not installed" and not peer.compiles
+    )
+    assert here, "no peer of this entry is installed"
+    entry = replace(entry, peers=here)
     rows = measure(monkeypatch, tiny(entry))
     for row in rows:
         assert row.passed, f"{row.id}: {row.gate}"
@@ -187,7 +192,7 @@ def test_counts_of_work() -> None:
 
 def test_unknown_family_is_one_line() -> None:
     with pytest.raises(
-        ValueError, match=r"^family must be one of triple_lora, transport; got 'x'$"
+        ValueError, match=r"^family must be one of triple_lora, transport, prototype; got 'x'$"
     ):
         run_family("x")
 
