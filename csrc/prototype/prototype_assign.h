@@ -58,11 +58,12 @@ struct Scan {
   const Prototypes<T>& f;
   const Block<T>& b;
 
-  // Scores, in place of the dots. `least`: what every candidate's bound starts from.
-  void scores(int64_t i, T* S) const {
+  // Scores, in place of the dots; returns the least.
+  T scores(int64_t i, T* S) const {
     constexpr int64_t lanes = Simd<T>::lanes;
     const uint8_t* mask =
         f.mask != nullptr && f.mask_row > 0 ? f.mask + (b.first + i) * f.mask_row : nullptr;
+    Vec<T> best = broadcast(infinite<T>);
     for (int64_t j = 0; j < f.padded; j += lanes) {
       const Vec<T> dot = load(S + j);
       Vec<T> score;
@@ -78,13 +79,7 @@ struct Scan {
         score = lanes_of_mask<T>(mask + j, f.K - j) ? score : broadcast(infinite<T>);
       }
       store(S + j, score);
-    }
-  }
-
-  T least(const T* S) const {
-    Vec<T> best = broadcast(infinite<T>);
-    for (int64_t j = 0; j < f.padded; j += Simd<T>::lanes) {
-      best = smaller_so_far<T>(load(S + j), best);
+      best = smaller_so_far<T>(score, best);
     }
     return smallest_across<T>(best);
   }
@@ -134,8 +129,8 @@ void assign_as(const Prototypes<T>& f, const PrototypeRows<T>& io, int64_t begin
     dots(f, b);
     for (int64_t i = 0; i < b.rows; ++i) {
       T* S = b.S + i * b.tile;
-      scan.scores(i, S);
-      const T limit = scan.limit(i, io.k == 1 ? scan.least(S) : scan.kth(S, io.k));
+      const T least = scan.scores(i, S);
+      const T limit = scan.limit(i, io.k == 1 ? least : scan.kth(S, io.k));
       const T* given = of_squares<M> ? given_row(f, b.first + i, b.room) : nullptr;
       Nearest<T> nearest(io.k);
       for (int64_t j = 0; j < f.padded; j += lanes) {

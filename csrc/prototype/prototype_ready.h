@@ -13,25 +13,21 @@ inline bool has_squares(const Prototypes<T>& f) {
   return f.metric == PrototypeMetric::sqeuclidean || f.metric == PrototypeMetric::euclidean;
 }
 
-// Row i of x, widened.
-template <typename T>
-inline void read_row(const Prototypes<T>& f, int64_t i, T* out) {
-  const int64_t at = i * f.D;
-  if constexpr (sizeof(T) == 4) {
-    if (f.element == Element::bf16) return widen_row(static_cast<const Bf16*>(f.x) + at, out, f.D);
-    if (f.element == Element::f16) return widen_row(static_cast<const F16*>(f.x) + at, out, f.D);
-  }
-  std::memcpy(out, static_cast<const T*>(f.x) + at, sizeof(T) * f.D);
-}
-
 // Row i of x as it was given: where it lies, or widened into `room`.
 template <typename T>
 inline const T* given_row(const Prototypes<T>& f, int64_t i, T* room) {
-  if (f.element == Element::f32 || f.element == Element::f64) {
-    return static_cast<const T*>(f.x) + i * f.D;
+  const int64_t at = i * f.D;
+  if constexpr (sizeof(T) == 4) {
+    if (f.element == Element::bf16) {
+      widen_row(static_cast<const Bf16*>(f.x) + at, room, f.D);
+      return room;
+    }
+    if (f.element == Element::f16) {
+      widen_row(static_cast<const F16*>(f.x) + at, room, f.D);
+      return room;
+    }
   }
-  read_row(f, i, room);
-  return room;
+  return static_cast<const T*>(f.x) + at;
 }
 
 // a, or a - b where there is a b. (A function: g++ compiles a lambda under the pragma for the plain
@@ -65,23 +61,37 @@ inline T squared_length(const T* a, const T* b, int64_t D) {
   return total;
 }
 
-// A row in place: centred under squares, normalised under cosine; 0 in the padding of the depth.
-// Returns its squared length, under cosine 1 / |row| (0 for a zero vector).
+// `from`, centred under squares, normalised under cosine, into `row` (which may be `from`); 0 in
+// the padding of the depth. Returns its squared length, under cosine 1 / |row| (0 for a zero
+// vector).
 template <typename T>
-inline T make_ready(const Prototypes<T>& f, T* row) {
-  constexpr int64_t lanes = Simd<T>::lanes;
-  std::fill(row + f.D, row + f.depth, T{0});
-  if (f.centre != nullptr) {
-    int64_t k = 0;
-    for (; k + lanes <= f.D; k += lanes) store(row + k, load(row + k) - load(f.centre + k));
-    for (; k < f.D; ++k) row[k] -= f.centre[k];
+inline T make_ready(const Prototypes<T>& f, const T* from, T* row) {
+  constexpr int64_t lanes = Simd<T>::lanes, chains = 4;
+  const T* centre = f.centre;
+  Vec<T> sum[chains] = {};
+  int64_t k = 0;
+  // One pass: read, centred, kept, and its square summed up.
+  for (; k + chains * lanes <= f.D; k += chains * lanes) {
+    for (int64_t c = 0; c < chains; ++c) {
+      const Vec<T> value = gap(from, centre, k + c * lanes);
+      store(row + k + c * lanes, value);
+      sum[c] += value * value;
+    }
   }
-  if (f.metric == PrototypeMetric::dot) return 0;
-  const T square = squared_length<T>(row, nullptr, f.D);
+  for (; k + lanes <= f.D; k += lanes) {
+    const Vec<T> value = gap(from, centre, k);
+    store(row + k, value);
+    sum[0] += value * value;
+  }
+  T square = sum_across<T>((sum[0] + sum[1]) + (sum[2] + sum[3]));
+  for (; k < f.D; ++k) {
+    row[k] = centre == nullptr ? from[k] : from[k] - centre[k];
+    square += row[k] * row[k];
+  }
+  for (; k < f.depth; ++k) row[k] = 0;
   if (f.metric != PrototypeMetric::cosine) return square;
   const T inverse = square < std::numeric_limits<T>::min() ? T{0} : 1 / std::sqrt(square);
-  int64_t k = 0;
-  for (; k + lanes <= f.D; k += lanes) store(row + k, load(row + k) * inverse);
+  for (k = 0; k + lanes <= f.D; k += lanes) store(row + k, load(row + k) * inverse);
   for (; k < f.D; ++k) row[k] *= inverse;
   return inverse;
 }
@@ -104,8 +114,7 @@ void prepare(const Prototypes<T>& f, int64_t first, int64_t last) {
         std::fill(row, row + f.depth, T{0});
         continue;
       }
-      std::memcpy(row, f.mu + j * f.D, sizeof(T) * f.D);
-      f.norms[j] = make_ready(f, row);
+      f.norms[j] = make_ready(f, f.mu + j * f.D, row);
       f.offsets[j] = prior * T(1.44269504088896340736);
     }
     pack_panel<T, T>(f.ready, 1, f.stride, f.D, f.K, panel * wide, f.panels + panel * wide * f.D);
@@ -170,8 +179,7 @@ inline void read_block(const Prototypes<T>& f, int64_t index, Block<T>& b) {
   b.rows = std::min(f.block, f.N - b.first);
   for (int64_t i = 0; i < b.rows; ++i) {
     T* row = b.ready + i * f.stride;
-    read_row(f, b.first + i, row);
-    b.norms[i] = make_ready(f, row);
+    b.norms[i] = make_ready(f, given_row(f, b.first + i, row), row);
   }
 }
 
