@@ -33,8 +33,8 @@ def prototype_distance(
     gradients come back in each input's dtype.
     Precision: float32 products are full float32. Squares are formed from points less the mean of
     the prototypes, and where that cancels from direct differences: two clusters at +-1e4 with
-    spread 1 are told apart, equal points have exactly 0 and finite input never gives NaN (cosine
-    needs |x|^2 to be a float32). The gradient of "euclidean" at 0 is 0. A vector whose squared
+    spread 1 are told apart, equal points have exactly 0, and finite input never gives NaN while
+    squared lengths are in range. The gradient of "euclidean" at 0 is 0. A vector whose squared
     length is below the smallest normal number is a zero vector: cosine distance 1, gradient 0.
     A NaN row of x is NaN and no other row changes a bit. Rows do not depend on the batch, nor any
     bit on the number of threads. Second derivatives raise, but on the reference.

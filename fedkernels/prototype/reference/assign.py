@@ -22,6 +22,7 @@ from fedkernels.prototype.reference.distance import (
     SQEUCLIDEAN,
     centre,
     prototype_distance,
+    traced,
     unit,
 )
 
@@ -47,15 +48,7 @@ def prototype_assign(
     value = torch.where(usable, value, torch.inf)
     last = value.kthvalue(min(k, value.shape[1]), dim=1, keepdim=True).values
     slack = 8 * torch.finfo(value.dtype).eps * _size(x, mu, squared)
-    candidates = usable & (value <= last + slack)
-    rows, columns = candidates.nonzero(as_tuple=True)
-    step = max(_PAIRS // max(x.shape[1], 1), 1)
-    exact = [
-        distance_to(x[i], mu[j], squared)
-        for i, j in zip(rows.split(step), columns.split(step), strict=True)
-    ]
-    value = torch.full_like(value, torch.inf)
-    value[rows, columns] = torch.cat(exact)
+    value = _exact(x, mu, usable & (value <= last + slack), squared)
     value, index = value.sort(dim=1, stable=True)
     value, index = value[:, :k], index[:, :k]
     index = torch.where(value == torch.inf, -1, index)
@@ -85,6 +78,24 @@ def distance_to(x: Tensor, mu: Tensor, metric: int) -> Tensor:
         return square
     zero = square == 0
     return torch.where(zero, 0.0, torch.where(zero, 1.0, square).sqrt())
+
+
+def _exact(x: Tensor, mu: Tensor, candidates: Tensor, metric: int) -> Tensor:
+    """(N, K): the distances of the candidates, inf elsewhere."""
+    if traced():
+        rows = x[:, None].expand(-1, mu.shape[0], -1).flatten(0, 1)
+        columns = mu.expand(x.shape[0], -1, -1).flatten(0, 1)
+        found = distance_to(rows, columns, metric).unflatten(0, candidates.shape)
+        return torch.where(candidates, found, torch.inf)
+    rows, columns = candidates.nonzero(as_tuple=True)
+    step = max(_PAIRS // max(x.shape[1], 1), 1)
+    exact = [
+        distance_to(x[i], mu[j], metric)
+        for i, j in zip(rows.split(step), columns.split(step), strict=True)
+    ]
+    value = mu.new_full(candidates.shape, torch.inf)
+    value[rows, columns] = torch.cat(exact)
+    return value
 
 
 def _size(x: Tensor, mu: Tensor, metric: int) -> Tensor:

@@ -38,6 +38,7 @@ __all__ = [
     "centre",
     "prototype_distance",
     "prototype_distance_backward",
+    "traced",
     "unit",
 ]
 
@@ -144,6 +145,11 @@ def unit(points: Tensor) -> tuple[Tensor, Tensor]:
     return points * inverse, inverse
 
 
+def traced() -> bool:
+    """Whether a graph or torch.func follows: they cannot gather what the contents alone choose."""
+    return torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active()
+
+
 def _near(like: Tensor) -> float:
     return 64 * torch.finfo(like.dtype).eps
 
@@ -156,9 +162,7 @@ def _repaired(
     distance: Tensor, close: Tensor, left: Tensor, right: Tensor, factor: float
 ) -> Tensor:
     """distance, and factor |left_i - right_j|^2 where a pair is close."""
-    # What is close is known to the contents alone, which a graph and torch.func cannot follow.
-    traced = torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active()
-    if traced or close.numel() * left.shape[1] <= _DENSE:
+    if traced() or close.numel() * left.shape[1] <= _DENSE:
         direct = factor * (left[:, None] - right).square().sum(2)
         return torch.where(close, direct, distance)
     rows, columns = close.nonzero(as_tuple=True)

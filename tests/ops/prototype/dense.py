@@ -92,9 +92,10 @@ def cross_entropy(
         apart = np.where(weight == 0, 0, lse[:, None] - logit)
     rows = (weight * apart).sum(1)
     total = weight.sum() if reduction == "mean" else np.longdouble(1)
-    loss = rows if reduction == "none" else rows.sum() / total
-    grad = (weight.sum(1, keepdims=True) * prob - weight) / total
-    grad = np.where(np.isinf(logit), 0, grad)
+    grad = weight.sum(1, keepdims=True) * prob - weight
+    with np.errstate(invalid="ignore"):  # a mean over nothing is NaN, and nothing has a gradient
+        loss = rows if reduction == "none" else rows.sum() / total
+        grad = np.where(np.isinf(logit) | (weight == 0).all(1)[:, None], 0, grad / total)
     return loss, grad if row_weight is None else grad * row_weight[:, None]
 
 
