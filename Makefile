@@ -17,6 +17,13 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --constr
 SOURCES := $(shell find csrc -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh')
 STAMPS := $(VENV)/.stamps
 
+# A process a processor, and tests that share what they compile in one (tests/cuda_host). WORKERS=0
+# runs them in this process. Between two products an idle thread of OpenMP sleeps: spinning would take
+# the processor from the other processes.
+WORKERS ?= logical
+PYTEST := OMP_WAIT_POLICY=passive $(BIN)/python -m pytest -n $(WORKERS) --maxprocesses 8 \
+  --dist loadgroup
+
 # A broken kernel must never pass as pure Python: where there is a compiler, the build has to work.
 ifneq ($(FEDKERNELS_NO_EXT),1)
 ifneq ($(shell command -v $(firstword $(CXX)) 2>/dev/null),)
@@ -31,23 +38,19 @@ install: $(STAMPS)/install
 demo: $(STAMPS)/install
 	$(BIN)/fedkernels demo
 
-# The kernels run under every instruction set that this machine has; what does not depend on it, and
-# everything else, once.
+# Everything once, under the best instruction set of this machine; then the kernels under each other
+# set, without what does not depend on it.
 test: $(STAMPS)/dev
-	$(BIN)/python -m pytest --ignore=tests/ops --ignore=tests/triton
-	@set -e; sets=$$($(BIN)/python -m fedkernels.info --capabilities | xargs); best=$${sets##* }; \
-	for set in $${sets:-none}; do \
+	$(PYTEST) --ignore=tests/triton
+	@set -e; for set in $$($(BIN)/python -m fedkernels.info --capabilities | xargs -n1 | sed '$$d'); do \
 	  echo "tests/ops, instruction set: $$set"; \
-	  if [ $$set = none ]; then $(BIN)/python -m pytest tests/ops; \
-	  elif [ $$set = $$best ]; then FEDKERNELS_CPU_CAPABILITY=$$set $(BIN)/python -m pytest tests/ops; \
-	  else FEDKERNELS_CPU_CAPABILITY=$$set $(BIN)/python -m pytest tests/ops \
-	    -m 'not slow and not once'; fi; \
+	  FEDKERNELS_CPU_CAPABILITY=$$set $(PYTEST) tests/ops -m 'not slow and not once'; \
 	done
 
 # Triton kernels without a GPU: interpreted, in processes of their own, and compiled for three
 # architectures.
 triton-check: $(STAMPS)/dev
-	FEDKERNELS_TRITON_CHECK=1 $(BIN)/python -m pytest tests/triton
+	FEDKERNELS_TRITON_CHECK=1 $(PYTEST) tests/triton
 
 # CUDA kernels without a GPU: setup.py's CUDA branch, built, linked and loaded. Needs nvcc.
 cuda-check: $(STAMPS)/dev

@@ -10,6 +10,13 @@ import pytest
 from tests.cuda_host.build import Program, why_no_compiler
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    # The tests of a file share its programs: in one process, so that each is compiled once.
+    for item in items:
+        if "programs" in getattr(item, "fixturenames", ()):
+            item.add_marker(pytest.mark.xdist_group(item.path.stem))
+
+
 @pytest.fixture(scope="session")
 def programs(tmp_path_factory) -> Callable[..., Program]:
     """`programs(source, variant)`: compiled at the first call; skips where that is impossible."""
