@@ -85,13 +85,23 @@ def class_mean(
         total_sum, total, count, bad = found
         if _check.readable(x):
             _refuse_bad_rows(bad, labels, weight, n_classes)
+        if previous is None:
+            # The sum of a class without rows is 0, and 0 / 1 is 0 under both policies.
+            plain = weight is None and labels.dim() == 1
+            divisor = total.clamp_min(1) if plain else total + (total == 0)
+            return ClassMean(total_sum / divisor.unsqueeze(1), _constant(count))
         filled = (total != 0)[:, None]
         mean = total_sum / torch.where(filled, total[:, None], 1)
-        old = None if previous is None else previous.to(dtype)
-        if momentum is not None and old is not None:
+        old = previous.to(dtype)
+        if momentum is not None:
             mean = momentum * old + (1 - momentum) * mean
-        kept = old if old is not None and empty == "keep" else torch.zeros_like(mean)
-        return ClassMean(torch.where(filled, mean, kept), count.detach())
+        kept = old if empty == "keep" else torch.zeros_like(mean)
+        return ClassMean(torch.where(filled, mean, kept), _constant(count))
+
+
+def _constant(count: Tensor) -> Tensor:
+    """The count of soft labels would have a gradient on the reference, and nowhere else."""
+    return count.detach() if count.requires_grad else count
 
 
 def _check_arguments(x, labels, n_classes, weight, previous, momentum, empty) -> None:
