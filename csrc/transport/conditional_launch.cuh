@@ -8,6 +8,7 @@
 #include <algorithm>
 #include <cstddef>
 
+#include "common/centre.cuh"
 #include "transport/conditional_backward.cuh"
 #include "transport/conditional_forward.cuh"
 
@@ -100,13 +101,8 @@ inline ConditionalCall conditional_prepare(const ConditionalOperands& x,
   call.per_temperature = static_cast<float>(1.0 / mode.temperature);
   if (mode.cost == kSquaredCost && D > 0) {
     float* centre = reinterpret_cast<float*>(memory + layout.centre);
-    uint8_t* finite = reinterpret_cast<uint8_t*>(memory + layout.finite);
-    if (y.count > 0) {
-      FK_LAUNCH(conditional_finite, grid_of(ceil_div(count * y.count, 8)), 256, 0, stream,
-                call.right.points, count * y.count, call.D, finite);
-    }
-    FK_LAUNCH(conditional_centre, grid_of(count * ceil_div(D, 32)), 256, 0, stream,
-              call.right.points, finite, call.right.count, call.D, centre);
+    launch_centre(call.right.points, count, y.count, D, kFloat32,
+                  reinterpret_cast<uint8_t*>(memory + layout.finite), centre, stream);
     call.centre = centre;
   }
   for (const PairSide& side : {call.left, call.right}) {

@@ -16,6 +16,7 @@
 
 #include "common/cuda.h"
 #include "common/scatter.cuh"
+#include "common/storage.cuh"
 
 namespace fedkernels {
 
@@ -68,42 +69,6 @@ __device__ __forceinline__ Pair pair_of(const ConditionalCall& call, float dot, 
   return pair;
 }
 
-// Whether all of a point is finite; a warp a point.
-__global__ void __launch_bounds__(256)
-    conditional_finite(const float* points, int64_t count, int D, uint8_t* result) {
-  const int64_t i = static_cast<int64_t>(blockIdx.x) * 8 + warp_index();
-  if (i >= count) return;
-  int wrong = 0;
-  for (int d = lane_index(); d < D; d += warp_size) {
-    wrong |= fabsf(points[i * D + d]) <= FLT_MAX ? 0 : 1;
-  }
-  wrong = warp_reduce(wrong, Maximum());
-  if (lane_index() == 0) result[i] = wrong == 0 ? 1 : 0;
-}
-
-// The mean of the finite points of each problem, in double; a block has 32 of the D columns.
-__global__ void __launch_bounds__(256)
-    conditional_centre(const float* points, const uint8_t* finite, int count, int D,
-                       float* centre) {
-  FK_SHARED(double, sums, [8][32]);
-  FK_SHARED(int, counts, [8]);
-  const int64_t blocks = ceil_div(D, 32), k = blockIdx.x / blocks;
-  const int d = static_cast<int>(blockIdx.x % blocks) * 32 + lane_index();
-  double sum = 0.0;
-  int used = 0;
-  for (int i = warp_index(); i < count; i += 8) {
-    if (finite[k * count + i] == 0) continue;
-    ++used;
-    if (d < D) sum += points[(k * count + i) * D + d];
-  }
-  sums[warp_index()][lane_index()] = sum;
-  if (lane_index() == 0) counts[warp_index()] = used;
-  __syncthreads();
-  if (warp_index() != 0 || d >= D) return;
-  for (int w = 1; w < 8; ++w) sum += sums[w][lane_index()], used += counts[w];
-  centre[k * D + d] = static_cast<float>(sum / (used > 0 ? used : 1));
-}
-
 // norm, inverse and shift of the points of a side; a warp a point.
 __global__ void __launch_bounds__(256)
     conditional_norms(PairSide side, const float* centre, int64_t batch, int D) {
@@ -133,10 +98,6 @@ constexpr int kTile = 64;
 constexpr int kDepth = 16;
 constexpr int kTileThreads = 256;
 constexpr int kPitch = kTile + 4;  // keeps 16-byte alignment and spreads the banks
-
-struct alignas(16) Quad {
-  float x[4];
-};
 
 struct ProductTiles {
   alignas(16) float left[kDepth][kPitch];

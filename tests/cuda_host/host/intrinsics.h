@@ -6,6 +6,7 @@
 #include <type_traits>
 
 #define __global__
+#define __grid_constant__
 #define __device__
 #define __host__
 #define __constant__ static const
