@@ -11,6 +11,7 @@
 
 #include "prototype/assign.cuh"
 #include "prototype/distance.cuh"
+#include "prototype/prepare.cuh"
 #include "prototype/sweep_kernel.cuh"
 #include "prototype/targets.cuh"
 

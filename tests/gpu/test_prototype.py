@@ -101,7 +101,7 @@ def test_half_types(place, storage):
 
 
 def test_more_rows_than_a_grid_is_wide(place):
-    compare(inputs(20000, 10, 16), place, "sqeuclidean")
+    compare(inputs(5000, 10, 16), place, "sqeuclidean")
 
 
 @pytest.mark.sanitize
