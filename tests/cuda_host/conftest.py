@@ -11,8 +11,8 @@ from tests.cuda_host.build import Program, why_no_compiler
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    # The tests of a file, and of files with one SOURCE, share programs: in one process, so that each
-    # is compiled once.
+    # The tests of a file, and of files with one SOURCE, share programs: in one process, so that
+    # each is compiled once.
     for item in items:
         if "programs" in getattr(item, "fixturenames", ()):
             source = getattr(item.module, "SOURCE", item.path)
