@@ -24,6 +24,11 @@ from fedkernels.testing.cases import (
 )
 from fedkernels.testing.inputs import LAYOUTS, ROWS, random_tensor, with_layout
 from fedkernels.testing.poison import poisoned_empty
+from fedkernels.testing.prototype_cases import (
+    PROTOTYPE_CASES,
+    PrototypeCase,
+    prototype_inputs,
+)
 from fedkernels.testing.timing import (
     SavedActivations,
     Timing,
@@ -42,6 +47,7 @@ from fedkernels.testing.transport_cases import (
 
 __all__ = [
     "LAYOUTS",
+    "PROTOTYPE_CASES",
     "ROWS",
     "SELECT_MIDDLE_CASES",
     "SINKHORN_CASES",
@@ -49,6 +55,7 @@ __all__ = [
     "TRIPLE_LORA_CASES",
     "BudgetReport",
     "Measure",
+    "PrototypeCase",
     "SavedActivations",
     "SelectMiddleCase",
     "SinkhornCase",
@@ -60,6 +67,7 @@ __all__ = [
     "interleave",
     "long_double",
     "poisoned_empty",
+    "prototype_inputs",
     "random_tensor",
     "reference_pair",
     "saved_activations",

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
 
 from fedkernels import select_middle, triple_lora_linear
+from fedkernels.prototype.api import OPS as PROTOTYPE_OPS
 from fedkernels.testing import TRIPLE_LORA_CASES, long_double, triple_lora_inputs
-from fedkernels.testing.check import check_kernels, compare, plans, transport
+from fedkernels.testing.check import check_kernels, compare, plans, prototype, transport
 from fedkernels.testing.check.exact import long_double_results
 from fedkernels.transport.api import OPS as TRANSPORT_OPS
 from fedkernels.triple_lora.api import OPS
@@ -31,6 +34,50 @@ def test_every_kernel_passes_every_case() -> None:
         }
     assert all(row.detail for row in rows)
     assert any(row.op == "fold_middle" and row.passed for row in rows)
+
+
+def test_prototypes_pass(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A few cases of every op; sizes, edges and bits are in tests/ops/prototype."""
+    names = ("small", "no-point", "euclidean", "strided")
+    cases = tuple(case for case in prototype.PROTOTYPE_CASES if case.name in names)
+    assert len(cases) == len(names)
+    monkeypatch.setattr(prototype, "PROTOTYPE_CASES", cases)
+    rows = check_kernels("prototype")
+    failed = [str(row) for row in rows if row.status == "failed"]
+    assert not failed, "\n".join(failed)
+    for op, candidates in PROTOTYPE_OPS.items():
+        assert {row.backend for row in rows if row.op == op} == {c.name for c in candidates}
+        assert any(row.passed for row in rows if row.op == op)
+    assert {row.dtype for row in rows} == {"float32", "bfloat16", "float16", "float64"}
+
+
+@pytest.mark.parametrize("wrong", ["distance", "index"])
+def test_a_wrong_neighbour_is_found(monkeypatch: pytest.MonkeyPatch, wrong: str) -> None:
+    inputs = prototype.prototype_inputs(prototype.PROTOTYPE_CASES[0], "prototype_assign")
+    right = prototype.prototype_assign
+
+    def off(x, prototypes, **options):
+        found = right(x, prototypes, **options)
+        if wrong == "distance":
+            return replace(found, distance=found.distance * (1 + 2**-16))
+        index = found.index.clone()
+        index[3, 0] = (index[3, 0] + 1) % len(prototypes)
+        return replace(found, index=index)
+
+    off.__name__ = "prototype_assign"
+    monkeypatch.setattr(prototype, "prototype_assign", off)
+    if wrong == "index":
+        assert not prototype.nearest_is_exact(**inputs, backend="reference").passed
+    else:
+        assert prototype.prototype_within_budget(right, inputs, backend="reference").passed
+        found = {"calls": 0}
+
+        def once(*arguments, **options):
+            found["calls"] += 1
+            return (off if found["calls"] == 1 else right)(*arguments, **options)
+
+        once.__name__ = "prototype_assign"
+        assert not prototype.prototype_within_budget(once, inputs, backend="auto").passed
 
 
 def test_transport_passes(monkeypatch: pytest.MonkeyPatch) -> None:

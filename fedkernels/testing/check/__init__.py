@@ -14,7 +14,7 @@ from itertools import chain
 
 import torch
 
-from fedkernels.testing.check import plans, transport, triple_lora
+from fedkernels.testing.check import plans, prototype, transport, triple_lora
 from fedkernels.testing.check.compare import (
     Verdict,
     linear_within_budget,
@@ -27,6 +27,7 @@ from fedkernels.testing.check.plans import (
     iterates_within_budget,
     plan_is_optimal,
 )
+from fedkernels.testing.check.prototype import nearest_is_exact, prototype_within_budget
 from fedkernels.testing.check.row import CheckRow
 
 __all__ = [
@@ -38,12 +39,15 @@ __all__ = [
     "emd_is_optimal",
     "iterates_within_budget",
     "linear_within_budget",
+    "nearest_is_exact",
     "plan_is_optimal",
+    "prototype_within_budget",
     "selection_is_exact",
     "within_budget",
 ]
 
 _FAMILIES = {
+    "prototype": prototype.check,
     "transport": lambda device: chain(transport.check(device), plans.check(device)),
     "triple_lora": triple_lora.check,
 }
