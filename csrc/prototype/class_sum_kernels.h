@@ -49,10 +49,14 @@ inline void add_row(const S* x, double w, int64_t D, double* sum) {
 template <bool WEIGHTED, typename T, typename S>
 void direct_as(const ClassSumRows<T>& rows, const int64_t* labels, int64_t begin, int64_t end,
                const ClassSums& to) {
+  constexpr int64_t ahead = 1024 / sizeof(S);
   const S* x = static_cast<const S*>(rows.x);
   for (int64_t i = begin; i < end; ++i) {
     const int64_t label = labels[i];
     if (static_cast<uint64_t>(label) >= static_cast<uint64_t>(rows.K)) continue;
+    const S* row = x + i * rows.D;
+    // The hardware's own reading ahead ends at each page.
+    for (int64_t d = 0; d < rows.D; d += 64 / sizeof(S)) __builtin_prefetch(row + ahead + d);
     double w = 1;
     if constexpr (WEIGHTED) {
       w = static_cast<double>(rows.weight[i]);
@@ -60,23 +64,23 @@ void direct_as(const ClassSumRows<T>& rows, const int64_t* labels, int64_t begin
       to.total[label] += w;
     }
     ++to.count[label];
-    add_row<WEIGHTED, T>(x + i * rows.D, w, rows.D, to.sum + label * rows.D);
+    add_row<WEIGHTED, T>(row, w, rows.D, to.sum + label * rows.D);
   }
 }
 
-// A block of V vectors of columns stays in registers over the rows.
+// V vectors of columns of `count` rows stay in registers while the rows are added to sum; `next`
+// are the rows to come.
 template <bool WEIGHTED, int V, typename T, typename S>
 inline void gather_block(const ClassSumRows<T>& rows, const S* x, const int64_t* order,
-                         int64_t count, double* sum) {
-  constexpr int64_t ahead = 8;
+                         int64_t count, const int64_t* next, int64_t next_count, double* sum) {
+  constexpr int64_t line = 64 / sizeof(S);
+  for (int64_t r = 0; r < next_count; ++r) {
+    for (int64_t b = 0; b < V * lanes; b += line) __builtin_prefetch(x + next[r] * rows.D + b);
+  }
   Vec<double> total[V];
-  for (int v = 0; v < V; ++v) total[v] = Vec<double>{};
+  for (int v = 0; v < V; ++v) total[v] = load(sum + v * lanes);
   for (int64_t r = 0; r < count; ++r) {
     const S* row = x + order[r] * rows.D;
-    if (r + ahead < count) {
-      const S* next = x + order[r + ahead] * rows.D;
-      for (int64_t b = 0; b < V * lanes; b += 64 / sizeof(S)) __builtin_prefetch(next + b);
-    }
     T wide[V * lanes];
     const T* from;
     if constexpr (is_half<S>) {
@@ -97,22 +101,30 @@ inline void gather_block(const ClassSumRows<T>& rows, const S* x, const int64_t*
   for (int v = 0; v < V; ++v) store(sum + v * lanes, total[v]);
 }
 
+// A few rows at a time over all columns, so that a row is read in one go.
 template <bool WEIGHTED, typename T, typename S>
 void gather_as(const ClassSumRows<T>& rows, const int64_t* order, int64_t count, double* sum) {
   const S* x = static_cast<const S*>(rows.x);
   constexpr int V = 8;
-  int64_t d = 0;
-  for (; d + V * lanes <= rows.D; d += V * lanes) {
-    gather_block<WEIGHTED, V>(rows, x + d, order, count, sum + d);
-  }
-  for (; d + lanes <= rows.D; d += lanes) {
-    gather_block<WEIGHTED, 1>(rows, x + d, order, count, sum + d);
-  }
-  if (d == rows.D) return;
-  std::fill(sum + d, sum + rows.D, 0.0);
-  for (int64_t r = 0; r < count; ++r) {
-    const double w = WEIGHTED ? static_cast<double>(rows.weight[order[r]]) : 1.0;
-    add_row<WEIGHTED, T>(x + order[r] * rows.D + d, w, rows.D - d, sum + d);
+  constexpr int64_t together = 8;
+  const int64_t D = rows.D;
+  std::fill(sum, sum + D, 0.0);
+  for (int64_t r = 0; r < count; r += together) {
+    const int64_t* here = order + r;
+    const int64_t n = std::min(together, count - r);
+    const int64_t* next = here + n;
+    const int64_t more = std::min(together, count - r - n);
+    int64_t d = 0;
+    for (; d + V * lanes <= D; d += V * lanes) {
+      gather_block<WEIGHTED, V>(rows, x + d, here, n, next, more, sum + d);
+    }
+    for (; d + lanes <= D; d += lanes) {
+      gather_block<WEIGHTED, 1>(rows, x + d, here, n, next, more, sum + d);
+    }
+    for (int64_t i = 0; d < D && i < n; ++i) {
+      const double w = WEIGHTED ? static_cast<double>(rows.weight[here[i]]) : 1.0;
+      add_row<WEIGHTED, T>(x + here[i] * D + d, w, D - d, sum + d);
+    }
   }
 }
 
