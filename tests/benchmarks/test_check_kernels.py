@@ -108,7 +108,7 @@ def test_transport_passes(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_unknown_family_is_one_line() -> None:
     with pytest.raises(
-        ValueError, match=r"^family must be one of transport, triple_lora; got 'x'$"
+        ValueError, match=r"^family must be one of prototype, transport, triple_lora; got 'x'$"
     ):
         check_kernels("x")
 
