@@ -16,7 +16,13 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from fedkernels.prototype.reference.softmax import allowed_pairs, logits, pull_logits, row_lse
+from fedkernels.prototype.reference.softmax import (
+    allowed_pairs,
+    logits,
+    pull_logits,
+    row_lse,
+    usable,
+)
 
 __all__ = ["prototype_cross_entropy"]
 
@@ -43,6 +49,7 @@ def prototype_cross_entropy(
     those that ``need`` leaves out have no elements. reduction: 0 none, 1 sum, 2 mean.
     """
     weight, active, bad = _weights(target, mu, class_weight, ignore_index)
+    mu = usable(mu, log_prior, mask)
     allowed = allowed_pairs(log_prior, mask)
     if allowed is not None:
         active = active & allowed.any(1)

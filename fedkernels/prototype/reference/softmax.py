@@ -23,6 +23,7 @@ __all__ = [
     "prototype_softmax_backward",
     "pull_logits",
     "row_lse",
+    "usable",
 ]
 
 
@@ -36,6 +37,7 @@ def prototype_softmax(
     want_prob: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """(prob (N, K), or (0,) if it is not wanted; lse (N,); mass (K,)), in mu's dtype."""
+    mu = usable(mu, log_prior, mask)
     _, logit = logits(x, mu, log_prior, mask, metric, temperature)
     lse = row_lse(logit)
     empty = (lse == -torch.inf)[:, None]
@@ -60,6 +62,7 @@ def prototype_softmax_backward(
 
     A row whose upstream gradients are all 0 takes no part, whatever its values are.
     """
+    mu = usable(mu, log_prior, mask)
     distance, logit = logits(x, mu, log_prior, mask, metric, temperature)
     upstream = torch.zeros_like(logit) if g_prob is None else g_prob
     if g_mass is not None:
@@ -98,6 +101,15 @@ def allowed_pairs(log_prior: Tensor | None, mask: Tensor | None) -> Tensor | Non
         return mask
     prior = (log_prior != -torch.inf)[None]
     return prior if mask is None else prior & mask
+
+
+def usable(mu: Tensor, log_prior: Tensor | None, mask: Tensor | None) -> Tensor:
+    """mu with 0 for what is not finite and no row may use: 0 times NaN would be NaN."""
+    allowed = allowed_pairs(log_prior, mask)
+    if allowed is None:
+        return mu
+    dropped = ~allowed.any(0) & ~mu.detach().isfinite().all(1)
+    return torch.where(dropped[:, None], 0.0, mu)
 
 
 def row_lse(logit: Tensor) -> Tensor:

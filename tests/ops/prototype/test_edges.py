@@ -281,3 +281,22 @@ def test_loss_is_the_cross_entropy_of_the_distances(backend):
         )
         found = prototype_cross_entropy(**c.tensors, **c.options, backend=backend)
         torch.testing.assert_close(found, expected)
+
+
+@LOSS
+@pytest.mark.parametrize("metric", METRICS)
+def test_a_masked_prototype_may_hold_anything(metric, backend):
+    x, mu, labels = random_tensor((30, 7), seed=1), random_tensor((5, 7), seed=2), torch.arange(30)
+    mu[3], mask = torch.nan, torch.arange(5) != 3
+    few = mu[mask].clone().requires_grad_()
+    a, b, c = (t.clone().requires_grad_() for t in (x, mu, x))
+    loss = prototype_cross_entropy(
+        a, b, (labels % 4) + (labels % 4 == 3).int(), metric=metric, mask=mask, backend=backend
+    )
+    same = prototype_cross_entropy(c, few, labels % 4, metric=metric, backend=backend)
+    torch.testing.assert_close(loss, same)
+    found = torch.autograd.grad(loss, (a, b))
+    expected = torch.autograd.grad(same, (c, few))
+    torch.testing.assert_close(found[0], expected[0])
+    torch.testing.assert_close(found[1][mask], expected[1])
+    assert not found[1][3].any()
