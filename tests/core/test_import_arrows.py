@@ -87,11 +87,12 @@ def faults_inside(source: str, stem: str) -> list[str]:
 
 def role(path: Path) -> str:
     """A file's part in its family: the folder of that part, else its own name."""
-    folders = set(path.relative_to(ROOT).parent.parts) & set(FORBIDDEN_IN_FAMILY)
+    parts = {part.removeprefix("_") for part in path.relative_to(ROOT).parent.parts}
+    folders = parts & set(FORBIDDEN_IN_FAMILY)
     if folders:
         (found,) = folders
         return found
-    return "triton" if path.stem == "_triton" else path.stem
+    return path.stem
 
 
 def faults_of_cpp(source: str, path: str) -> list[str]:
@@ -140,7 +141,7 @@ def test_compiled_code_includes_its_own_family_only(path):
         ("transport/triton/points.py", "triton"),
         ("transport/ops/points.py", "ops"),
         ("transport/autograd.py", "autograd"),
-        ("_triton.py", "triton"),
+        ("_triton/launching.py", "triton"),
     ],
 )
 def test_a_folder_is_held_like_the_file_of_its_name(path, expected):

@@ -11,45 +11,13 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from fedkernels._triton import dot_, log2_
+from fedkernels._triton import log2_
+from fedkernels._triton.points import products
 
 MATRIX = tl.constexpr(-1)
 SQEUCLIDEAN = tl.constexpr(0)
 EUCLIDEAN = tl.constexpr(1)
 COSINE = tl.constexpr(2)
-
-
-@triton.jit
-def products(
-    own,
-    other,
-    i,
-    j,
-    in_i,
-    in_j,
-    D,
-    BI: tl.constexpr,
-    BJ: tl.constexpr,
-    BK: tl.constexpr,
-    PRECISION: tl.constexpr,
-):
-    """x_i . y_j of a block, (BI, BJ)."""
-    total = tl.zeros((BI, BJ), tl.float32)
-    for start in range(0, D, BK):
-        d = start + tl.arange(0, BK)
-        in_d = d < D
-        x = tl.load(
-            own + i.to(tl.int64)[:, None] * D + d[None, :],
-            mask=in_i[:, None] & in_d[None, :],
-            other=0.0,
-        )
-        y = tl.load(
-            other + j.to(tl.int64)[None, :] * D + d[:, None],
-            mask=in_j[None, :] & in_d[:, None],
-            other=0.0,
-        )
-        total = dot_(x, y, total, PRECISION)
-    return total
 
 
 @triton.jit
@@ -93,7 +61,7 @@ def cost_block(
         at = i.to(tl.int64)[:, None] * own_stride + j.to(tl.int64)[None, :] * other_stride
         return tl.load(own + at, mask=in_i[:, None] & in_j[None, :], other=0.0)
     else:
-        dot = products(own, other, i, j, in_i, in_j, D, BI, BJ, BK, PRECISION)
+        dot = products(own, other, own, i, j, in_i, in_j, D, False, BI, BJ, BK, PRECISION)
         return metric_cost(dot, own_norm, other_norm, i, j, in_i, in_j, SOURCE)
 
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
+from fedkernels._triton import is_finite
 from fedkernels.transport.triton.blocks import COSINE
-from fedkernels.transport.triton.masses import is_finite
 from fedkernels.transport.triton.prepare import size_of
 
 

@@ -7,22 +7,19 @@ from typing import Any
 
 from torch import Tensor
 
-from fedkernels._triton import launch
+from fedkernels._triton import PRECISION, Blocks, launch, padded
+from fedkernels._triton.centre import centre_of
 from fedkernels.transport.triton.configurations import (
     CENTRE,
     COLUMNS,
     CONDITIONAL,
     CONDITIONAL_GRADIENT,
-    PRECISION,
-    Blocks,
 )
 from fedkernels.transport.triton.pairs import (
-    centre_of_finite,
     conditional_gradient,
     conditional_side,
     norms,
 )
-from fedkernels.transport.triton.points import padded
 
 SQEUCLIDEAN = 1
 NEED_X, NEED_Y, NEED_P, NEED_Q = (1 << bit for bit in range(4))
@@ -46,16 +43,10 @@ class Side:
 
 
 def _sides(x: Tensor, y: Tensor, cost: int) -> tuple[Side, Side]:
-    batch, m, D = y.shape
+    batch, _, D = x.shape
     BK, centred = padded(D, CENTRE.BK), cost == SQEUCLIDEAN
     warps = {"num_warps": CENTRE.warps, "num_stages": CENTRE.stages}
-    centre = x.new_empty(batch, D)
-    if centred:
-        blocks = -(-D // BK)
-        launch(
-            centre_of_finite, batch * blocks, x, y, centre, m, D, blocks, BI=CENTRE.BI, BK=BK,
-            **warps,
-        )  # fmt: skip
+    centre = centre_of(x, y, CENTRE) if centred else x.new_empty(batch, D)
     sides = []
     for points in (x, y):
         extent = points.shape[1]

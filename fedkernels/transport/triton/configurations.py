@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from fedkernels._triton import Blocks
 
 # Register classes: a side of a problem is padded to one of these.
 EXTENTS = (8, 16, 32, 64, 128)
@@ -19,16 +19,6 @@ REGISTERS: dict[int, tuple[int, int]] = {
     8192: (1, 8),
     16384: (1, 16),
 }
-
-
-class Blocks(NamedTuple):
-    """Blocks of own entries (BI), other entries (BJ) and features (BK), warps, stages."""
-
-    BI: int
-    BJ: int
-    BK: int
-    warps: int
-    stages: int
 
 
 # Streaming from a cost matrix.
@@ -63,6 +53,3 @@ CONDITIONAL_GRADIENT = Blocks(BI=64, BJ=32, BK=32, warps=8, stages=2)
 
 # Columns of the right-hand side, or features of a gradient, that a program takes at a time.
 COLUMNS = 64
-
-# Products faithful to float32 on tensor cores.
-PRECISION = "tf32x3"

@@ -10,12 +10,12 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
+from fedkernels._triton import is_finite
 from fedkernels.transport.triton.blocks import cost_block, plan_of, transform_block
 from fedkernels.transport.triton.masses import (
     INFEASIBLE,
     MAX_ITER,
     NON_FINITE,
-    is_finite,
     left_over,
     potential,
     side_value,

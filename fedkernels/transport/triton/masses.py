@@ -8,17 +8,14 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
+from fedkernels._triton import is_finite
+
 CONVERGED = tl.constexpr(0)
 MAX_ITER = tl.constexpr(1)
 NON_FINITE = tl.constexpr(2)
 INFEASIBLE = tl.constexpr(3)
 EMPTY = tl.constexpr(4)
 MISMATCH = tl.constexpr(1e-4)  # relative mismatch of balanced totals that is scaled away (float32)
-
-
-@triton.jit
-def is_finite(x):
-    return tl.abs(x) < float("inf")
 
 
 @triton.jit

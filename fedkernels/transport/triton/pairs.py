@@ -11,39 +11,13 @@ import triton
 import triton.language as tl
 
 from fedkernels._triton import dot_, log2_
-from fedkernels.transport.triton.blocks import products
-from fedkernels.transport.triton.masses import is_finite
+from fedkernels._triton.points import products
 
 COSINE = tl.constexpr(0)
 SQEUCLIDEAN = tl.constexpr(1)
 DOT = tl.constexpr(0)
 COSINE_LOGITS = tl.constexpr(1)
 NEG_COST = tl.constexpr(2)
-
-
-@triton.jit
-def centre_of_finite(Y, CENTRE, m, D, blocks, BI: tl.constexpr, BK: tl.constexpr):
-    """CENTRE (B, D): the mean of the finite points of y, summed in double."""
-    problem = (tl.program_id(0) // blocks).to(tl.int64)
-    d = (tl.program_id(0) % blocks) * BK + tl.arange(0, BK)
-    total = tl.zeros((BK,), tl.float64)
-    count = tl.zeros((BI,), tl.int32)
-    for start in range(0, m, BI):
-        j = start + tl.arange(0, BI)
-        in_j = j < m
-        bad = tl.zeros((BI,), tl.int32)
-        for first in range(0, D, BK):
-            k = first + tl.arange(0, BK)
-            at = (problem * m + j)[:, None] * D + k[None, :]
-            y = tl.load(Y + at, mask=in_j[:, None] & (k < D)[None, :], other=0.0)
-            bad += tl.sum(tl.where(is_finite(y), 0, 1), 1)
-        use = in_j & (bad == 0)
-        at = (problem * m + j)[:, None] * D + d[None, :]
-        y = tl.load(Y + at, mask=use[:, None] & (d < D)[None, :], other=0.0)
-        total += tl.sum(y.to(tl.float64), 0)
-        count += use.to(tl.int32)
-    centre = total / tl.maximum(tl.sum(count, 0), 1).to(tl.float64)
-    tl.store(CENTRE + problem * D + d, centre.to(tl.float32), mask=d < D)
 
 
 @triton.jit
@@ -90,7 +64,7 @@ def pair_block(
     dot = tl.zeros((BI, BJ), tl.float32)
     cos = tl.zeros((BI, BJ), tl.float32)
     if (COST == COSINE) or (LOGITS != NEG_COST):
-        dot = products(x, y, i, j, in_i, in_j, D, BI, BJ, BK, PRECISION)
+        dot = products(x, y, x, i, j, in_i, in_j, D, False, BI, BJ, BK, PRECISION)
     if (COST == COSINE) or (LOGITS == COSINE_LOGITS):
         mine = tl.load(x_inverse + i, mask=in_i, other=0.0)
         theirs = tl.load(y_inverse + j, mask=in_j, other=0.0)
@@ -98,7 +72,7 @@ def pair_block(
     if COST == COSINE:
         c = 1.0 - cos
     else:
-        near = products(x_near, y_near, i, j, in_i, in_j, D, BI, BJ, BK, PRECISION)
+        near = products(x_near, y_near, x_near, i, j, in_i, in_j, D, False, BI, BJ, BK, PRECISION)
         mine = tl.load(x_square + i, mask=in_i, other=0.0)
         theirs = tl.load(y_square + j, mask=in_j, other=0.0)
         c = mine[:, None] + theirs[None, :] - 2.0 * near

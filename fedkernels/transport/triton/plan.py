@@ -6,13 +6,13 @@ import triton
 import triton.language as tl
 
 from fedkernels._triton import dot_
+from fedkernels._triton.points import products
 from fedkernels.transport.triton.blocks import (
     COSINE,
     EUCLIDEAN,
     cost_block,
     metric_cost,
     plan_of,
-    products,
 )
 from fedkernels.transport.triton.masses import scale_of
 from fedkernels.transport.triton.prepare import size_of
@@ -188,7 +188,7 @@ def points_backward(
         j = start + tl.arange(0, BJ)
         in_j = j < others
         other = tl.load(OTHER + problem * m + j, mask=in_j, other=float("-inf"))
-        dot = products(x, y, i, j, in_i, in_j, D, BI, BJ, BK, PRECISION)
+        dot = products(x, y, x, i, j, in_i, in_j, D, False, BI, BJ, BK, PRECISION)
         c = metric_cost(dot, NX + problem * n, NY + problem * m, i, j, in_i, in_j, SOURCE)
         w = w0 + w1 * c + own_weight[:, None]
         if HAS_BETA:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from fedkernels._triton import launch
+from fedkernels._triton import PRECISION, Blocks, launch, padded
 from fedkernels.transport.triton.centre import centre_of_points, centre_points
 from fedkernels.transport.triton.configurations import (
     APPLY,
@@ -15,8 +15,6 @@ from fedkernels.transport.triton.configurations import (
     COLUMNS,
     PLAN,
     POINTS,
-    PRECISION,
-    Blocks,
 )
 from fedkernels.transport.triton.plan import plan_points, points_backward
 from fedkernels.transport.triton.products import product
@@ -32,11 +30,6 @@ from fedkernels.transport.triton.solve import (
 )
 
 COSINE = 2
-
-
-def padded(extent: int, largest: int) -> int:
-    """The power of two from 16 (the least that a product takes) to `largest` that holds extent."""
-    return min(max(16, 1 << max(extent - 1, 0).bit_length()), largest)
 
 
 def source_of(

@@ -5,8 +5,8 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from fedkernels._triton import log2_
-from fedkernels.transport.triton.masses import damping, is_finite, judge, scale_of, totals
+from fedkernels._triton import is_finite, log2_
+from fedkernels.transport.triton.masses import damping, judge, scale_of, totals
 
 RUNNING = tl.constexpr(0)
 NOTHING = tl.constexpr(-1)

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from fedkernels._triton import launch
-from fedkernels.transport.triton.configurations import COLUMNS, PRECISION, Blocks
+from fedkernels._triton import PRECISION, Blocks, launch
+from fedkernels.transport.triton.configurations import COLUMNS
 from fedkernels.transport.triton.plan import apply_plan
 from fedkernels.transport.triton.solve import Source, stride
 

@@ -18,13 +18,12 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from fedkernels._triton import log2_
+from fedkernels._triton import is_finite, log2_
 from fedkernels.transport.triton.masses import (
     INFEASIBLE,
     MAX_ITER,
     NON_FINITE,
     damping,
-    is_finite,
     judge,
     left_over,
     potential,

@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fedkernels._triton import launch, split_double
-from fedkernels.transport.triton.configurations import CHUNK, ONE_PROGRAM, PRECISION, Blocks
+from fedkernels._triton import PRECISION, Blocks, launch, split_double
+from fedkernels.transport.triton.configurations import CHUNK, ONE_PROGRAM
 from fedkernels.transport.triton.finish import finish, finish_side
 from fedkernels.transport.triton.prepare import prepare
 from fedkernels.transport.triton.streaming import column_step, iterate, row_step, settle

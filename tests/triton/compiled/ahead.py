@@ -22,7 +22,23 @@ import triton
 from triton.backends.compiler import GPUTarget
 
 TOOLS = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
-MODULES = ("conditional", "points", "products", "sinkhorn", "solve")
+MODULES = (
+    "_triton.centre",
+    "prototype.triton.assign",
+    "prototype.triton.class_sum",
+    "prototype.triton.cross_entropy",
+    "prototype.triton.distance",
+    "prototype.triton.gradient",
+    "prototype.triton.prepare",
+    "prototype.triton.softmax",
+    "prototype.triton.sums",
+    "prototype.triton.targets",
+    "transport.triton.conditional",
+    "transport.triton.points",
+    "transport.triton.products",
+    "transport.triton.sinkhorn",
+    "transport.triton.solve",
+)
 # Shared memory that a block may have.
 SHARED = {80: 166_912, 90: 232_448, 100: 232_448}
 
@@ -81,7 +97,7 @@ def _recording(into: list[Launch]) -> Iterator[None]:
         options = {"num_warps": num_warps, "num_stages": num_stages}
         into.append(Launch(kernel, arguments, meta, options))
 
-    modules = [importlib.import_module(f"fedkernels.transport.triton.{name}") for name in MODULES]
+    modules = [importlib.import_module(f"fedkernels.{name}") for name in MODULES]
     kept = [module.launch for module in modules]
     try:
         for module in modules:
@@ -107,7 +123,27 @@ def launches(call: Callable[[], Any]) -> list[Launch]:
     return first
 
 
+_known: dict[Any, Compiled] = {}
+
+
 def compiled(one: Launch, arch: int) -> Compiled:
+    """What becomes of a launch; the same kernel, constants and kinds of arguments only once."""
+    key = arch, one.name, *(_kind(a) for a in one.arguments), *sorted(map(str, one.meta.items()))
+    if key not in _known:
+        _known[key] = _compile(one, arch)
+    return _known[key]
+
+
+def _kind(argument: Any) -> Any:
+    """What the just-in-time compiler specialises an argument by."""
+    if isinstance(argument, torch.Tensor):
+        return argument.dtype
+    if isinstance(argument, int):
+        return argument == 1, argument % 16 == 0, argument.bit_length() > 31
+    return type(argument)
+
+
+def _compile(one: Launch, arch: int) -> Compiled:
     triton.runtime.driver.set_active(StandIn(arch))
     mock = triton.runtime.jit.MockTensor
     arguments = [mock(a.dtype) if isinstance(a, torch.Tensor) else a for a in one.arguments]

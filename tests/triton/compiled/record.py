@@ -11,7 +11,7 @@ from pathlib import Path
 import triton
 
 from tests.triton.compiled.ahead import SHARED, compiled, launches
-from tests.triton.compiled.cases import CASES
+from tests.triton.compiled.cases import CASES, architectures
 
 
 def main() -> None:
@@ -21,6 +21,8 @@ def main() -> None:
     for arch in SHARED:
         rows = mine.setdefault(f"sm_{arch}", {})
         for case, call in CASES.items():
+            if arch not in architectures(case, SHARED):
+                continue
             for launch in launches(call):
                 found = compiled(launch, arch)
                 key = f"{case} {found.name}"

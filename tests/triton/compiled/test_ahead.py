@@ -9,13 +9,15 @@ import pytest
 import triton
 
 from tests.triton.compiled.ahead import SHARED, compiled, launches
-from tests.triton.compiled.cases import CASES
+from tests.triton.compiled.cases import CASES, architectures
 
 FIGURES = json.loads((Path(__file__).parent / "figures.json").read_text(encoding="utf-8"))
 
 
-@pytest.mark.parametrize("case", CASES)
-@pytest.mark.parametrize("arch", SHARED)
+RUNS = [(case, arch) for case in CASES for arch in architectures(case, SHARED)]
+
+
+@pytest.mark.parametrize(("case", "arch"), RUNS)
 def test_compiles(case, arch):
     recorded = FIGURES.get(triton.__version__, {}).get(f"sm_{arch}", {})
     for launch in launches(CASES[case]):

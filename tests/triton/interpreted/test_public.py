@@ -6,6 +6,7 @@ import pytest
 import torch
 
 import fedkernels
+from fedkernels import prototype
 from fedkernels.testing import assert_within_budget
 from tests.triton.interpreted.kit import DEVICE
 
@@ -20,6 +21,23 @@ def clouds():
     return [torch.randn(2, 4, 3), torch.randn(2, 5, 3)]
 
 
+def prototypes():
+    return [torch.randn(7, 3), torch.randn(5, 3)]
+
+
+LABELS = torch.tensor([0, 4, 2, 2, 1, 0, 3])
+
+
+def prototype_loss(x, mu, backend):
+    labels = LABELS.to(x.device)
+    distance = prototype.prototype_distance(x, mu, metric="euclidean", backend=backend)
+    nearest = prototype.prototype_assign(x, mu, k=2, backend=backend).distance
+    softmax = prototype.prototype_softmax(x, mu, backend=backend)
+    loss = prototype.prototype_cross_entropy(x, mu, labels, backend=backend)
+    mean = prototype.class_mean(x, labels, 5, backend=backend).mean
+    return loss + sum((one * one).sum() for one in (distance, nearest, softmax.prob, mean))
+
+
 CALLS = {
     "value": (matrices, lambda c, a, b, **k: fedkernels.sinkhorn(c, a, b, **POINTS, **k).value),
     "linear_cost": (
@@ -29,6 +47,7 @@ CALLS = {
         ),
     ),
     "points": (clouds, lambda x, y, **k: fedkernels.sinkhorn_points(x, y, **POINTS, **k).value),
+    "prototypes": (prototypes, prototype_loss),
     "conditional": (clouds, lambda x, y, **k: fedkernels.conditional_transport(x, y, **k).value),
 }
 
