@@ -166,8 +166,8 @@ class PrototypeCall {
           for (int64_t k = 0; k < f.D; ++k) {
             S rounded;
             narrow(centre[k], &rounded);
-            // A mean that a half type cannot hold stays as it is.
-            if (std::isfinite(widen(rounded))) centre[k] = widen(rounded);
+            // 0 where a half type cannot hold the mean.
+            centre[k] = std::isfinite(widen(rounded)) ? widen(rounded) : T{0};
           }
         }
       });

@@ -56,11 +56,12 @@ struct Gradients {
   const PrototypeSums<T>& sums;
   Block<T>& b;
   T factor;
+  PrototypeSums<T> part;  // of the block, so that no sum runs over more than its rows
   std::vector<ClosePair<T>> close;
 
   Gradients(const Prototypes<T>& f_, const PrototypeRows<T>& io_, const PrototypeSums<T>& sums_,
             Block<T>& b_, T factor_)
-      : f(f_), io(io_), sums(sums_), b(b_), factor(factor_) {}
+      : f(f_), io(io_), sums(sums_), b(b_), factor(factor_), part(b_.part) {}
 
   // Row i from dL/dlogit in S, whose close pairs are next from `pair` on; returns those after it.
   size_t weigh(int64_t i, size_t pair) {
@@ -73,10 +74,10 @@ struct Gradients {
       if (M == Metric::euclidean) {
         it.weight = kept[it.column] == 0 ? T{0} : it.weight / kept[it.column];
       }
-      if (io.want_prior) sums.logit[it.column] += G;
+      if (io.want_prior) part.logit[it.column] += G;
       S[it.column] = 0;
     }
-    b.own[i] = weigh_row<T, M>(f, factor, S, kept, io.want_prior, sums);
+    b.own[i] = weigh_row<T, M>(f, factor, S, kept, io.want_prior, part);
     return pair;
   }
 
@@ -105,6 +106,7 @@ struct Gradients {
                    sums.mu + j * f.stride + k, f.stride, false);
       }
     }
+    add_part(f, sums, b);
     if (of_squares<M> && !close.empty()) add_close();
     if (io.dx == nullptr) return;
     for (int64_t i = 0; i < b.rows; ++i) {

@@ -136,12 +136,13 @@ struct Block {
   T* norms;             // as `Prototypes::norms`
   T* S;                 // (block, tile)
   int64_t tile;
-  T* kept;      // (block, tile): distances, where the gradients need them
-  T* gradient;  // (block, stride)
-  T* room;      // (depth)
-  T* given;     // (tile)
-  T* own;       // (block): what a row's own vector enters its gradient with
-  T* totals;    // (block): sums of exponentials
+  T* kept;                // (block, tile): distances, where the gradients need them
+  T* gradient;            // (block, stride)
+  T* room;                // (depth)
+  T* given;               // (tile)
+  T* own;                 // (block): what a row's own vector enters its gradient with
+  T* totals;              // (block): sums of exponentials
+  PrototypeSums<T> part;  // (padded) each: the block's own sums over rows
 };
 
 template <typename T>
@@ -153,7 +154,7 @@ int64_t tile_stride(const Prototypes<T>& f) {
 template <typename T>
 int64_t scratch_size(const Prototypes<T>& f) {
   return 2 * f.block * (f.stride + tile_stride(f)) + 3 * round_up(f.block, columns<T>) + f.depth +
-         tile_stride(f);
+         2 * f.padded + tile_stride(f);
 }
 
 template <typename T>
@@ -170,6 +171,7 @@ Block<T> block_in(const Prototypes<T>& f, T* scratch) {
   b.norms = take(round_up(f.block, columns<T>)), b.room = take(f.depth);
   b.given = take(b.tile), b.own = take(round_up(f.block, columns<T>));
   b.totals = take(round_up(f.block, columns<T>));
+  b.part = {nullptr, take(f.padded), take(f.padded)};
   return b;
 }
 
@@ -177,9 +179,20 @@ template <typename T>
 inline void read_block(const Prototypes<T>& f, int64_t index, Block<T>& b) {
   b.first = index * f.block;
   b.rows = std::min(f.block, f.N - b.first);
+  std::fill_n(b.part.own, f.padded, T{0}), std::fill_n(b.part.logit, f.padded, T{0});
   for (int64_t i = 0; i < b.rows; ++i) {
     T* row = b.ready + i * f.stride;
     b.norms[i] = make_ready(f, given_row(f, b.first + i, row), row);
+  }
+}
+
+// The block's sums into the stripe's.
+template <typename T>
+inline void add_part(const Prototypes<T>& f, const PrototypeSums<T>& sums, const Block<T>& b) {
+  constexpr int64_t lanes = Simd<T>::lanes;
+  for (int64_t j = 0; j < f.padded; j += lanes) {
+    store(sums.own + j, load(sums.own + j) + load(b.part.own + j));
+    store(sums.logit + j, load(sums.logit + j) + load(b.part.logit + j));
   }
 }
 

@@ -68,10 +68,11 @@ void softmax_as(const Prototypes<T>& f, const PrototypeRows<T>& io, int64_t begi
       for (int64_t j = 0; j < f.padded; j += lanes) {
         const Vec<T> p = load(S + j) * inverse;
         store(S + j, p);
-        store(sums.logit + j, load(sums.logit + j) + p);
+        store(b.part.logit + j, load(b.part.logit + j) + p);
       }
       if (io.prob != nullptr) std::memcpy(io.prob + (b.first + i) * f.K, S, sizeof(T) * f.K);
     }
+    add_part(f, sums, b);
     for (int64_t i = 0; i < b.rows; i += lanes) {
       store(b.totals + i, log2_of<T>(load(b.totals + i)));
     }

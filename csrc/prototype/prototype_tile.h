@@ -59,7 +59,8 @@ inline bool costs_of_dots(const Prototypes<T>& f, T norm, T* S) {
     if constexpr (of_squares<M>) {
       const Vec<T> both = load(f.norms + j) + norm;
       const Vec<T> square = both - T{2} * dot;
-      close |= square < share * both;
+      // Not `<`: squares that overflow leave a NaN, which differences resolve.
+      close |= ~(square >= share * both);
       store(S + j, square);
     } else if constexpr (M == Metric::cosine) {
       const Vec<T> distance = T{1} - dot;
@@ -74,8 +75,8 @@ inline bool costs_of_dots(const Prototypes<T>& f, T norm, T* S) {
 
 template <typename T, Metric M>
 inline bool is_close(const Prototypes<T>& f, T norm, T cost, int64_t j) {
-  const T scale = of_squares<M> ? norm + f.norms[j] : T{1};
-  return cost < close_share<T, M> * scale;
+  if constexpr (of_squares<M>) return !(cost >= close_share<T, M> * (norm + f.norms[j]));
+  return cost < close_share<T, M>;
 }
 
 // Cost of a pair from the differences of x and mu: as given under squares (what centring rounded is
