@@ -23,8 +23,8 @@ double total_of(const T* values, int64_t count) {
   return (sums[0] + sums[1]) + (sums[2] + sums[3]);
 }
 
-// value_i = sum_j w_j t_ij, 0 where the row takes no part (ignored, or nothing may be used), NaN
-// where the label is none. Returns the first such row, -1 if there is none.
+// value_i = sum_j w_j t_ij, 0 where the row takes no part: ignored, nothing may be used, or the
+// label is none. Returns the first row whose label is none, -1 if all have one.
 template <typename T>
 int64_t values_of_rows(const PrototypeCall<T>& call, const Tensor& target, const T* class_weight,
                        int64_t ignore_index, T* value) {
@@ -51,10 +51,9 @@ int64_t values_of_rows(const PrototypeCall<T>& call, const Tensor& target, const
   std::vector<int64_t> bad((f.N + chunk - 1) / chunk, -1);
   torch::stable::parallel_for(0, bad.size(), soft ? 1 : 16, [&](int64_t begin, int64_t end) {
     for (int64_t i = begin * chunk; i < std::min(end * chunk, f.N); ++i) {
-      if (!soft && label[i] != ignore_index && (label[i] < 0 || label[i] >= f.K)) {
-        value[i] = std::numeric_limits<T>::quiet_NaN();
-        if (bad[i / chunk] < 0) bad[i / chunk] = i;
-      } else if ((!soft && label[i] == ignore_index) || !may_use_one(i)) {
+      const bool none = !soft && label[i] != ignore_index && (label[i] < 0 || label[i] >= f.K);
+      if (none && bad[i / chunk] < 0) bad[i / chunk] = i;
+      if (none || (!soft && label[i] == ignore_index) || !may_use_one(i)) {
         value[i] = 0;
       } else if (!soft) {
         value[i] = class_weight == nullptr ? T{1} : class_weight[label[i]];
@@ -102,6 +101,13 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> cross_entropy_as(
                    [&](int64_t begin, int64_t end, const PrototypeSums<T>& own, T* scratch) {
                      call.kernels.cross_entropy(call.f, io, begin, end, own, scratch);
                    });
+  const int64_t first_bad = *values<int64_t>(bad);
+  for (int64_t i = first_bad; first_bad >= 0 && i < N; ++i) {
+    const int64_t label = io.label[i];
+    if (label != ignore_index && (label < 0 || label >= call.f.K)) {
+      io.loss[i] = std::numeric_limits<T>::quiet_NaN();
+    }
+  }
   if (reduction != none) {
     *values<T>(loss) = static_cast<T>(total_of(io.loss, N) / total);
   }

@@ -255,7 +255,7 @@ void cross_entropy_as(const Prototypes<T>& f, const PrototypeRows<T>& io, int64_
         // is summed up before, against a total that is added after.
         if (target != nullptr) {
           own_logit = soft_loss<T>(f, target, io.class_weight, S, top, T{0});
-        } else if (value == value) {
+        } else {
           own_logit = S[label] - top;
         }
         total = exponentials(f, top, S);
@@ -280,7 +280,7 @@ void cross_entropy_as(const Prototypes<T>& f, const PrototypeRows<T>& io, int64_
           const T weight = io.class_weight == nullptr ? target[j] : target[j] * io.class_weight[j];
           if (may_use(f, row, j)) S[j] -= scale * weight;
         }
-      } else if (value == value && may_use(f, row, label)) {
+      } else if (may_use(f, row, label)) {
         S[label] -= scale * value;
       }
       pair = gradients.weigh(i, pair);

@@ -6,7 +6,9 @@ import pytest
 import torch
 
 from fedkernels import prototype_cross_entropy, prototype_distance, prototype_softmax
+from fedkernels.prototype import ops, reference
 from fedkernels.testing import random_tensor
+from tests.ops.kit import needs_extension
 from tests.ops.prototype.kit import METRICS, backends, call
 
 DISTANCE, SOFTMAX, LOSS = (
@@ -300,3 +302,19 @@ def test_a_masked_prototype_may_hold_anything(metric, backend):
     torch.testing.assert_close(found[0], expected[0])
     torch.testing.assert_close(found[1][mask], expected[1])
     assert not found[1][3].any()
+
+
+@needs_extension
+@pytest.mark.parametrize("reduction", range(3))
+def test_a_label_that_is_none_costs_nan_and_pulls_nothing(reduction):
+    """What compiled code and GPUs get, where nobody raises."""
+    x, mu = random_tensor((9, 4), seed=1), random_tensor((3, 4), seed=2)
+    labels = torch.tensor([0, 1, 2, 0, 7, -100, -5, 1, 2])
+    rest = None, None, None, None, 0, 1.0, -100, reduction, 3
+    ours, exact = (
+        primitives.prototype_cross_entropy(x, mu, labels, *rest)
+        for primitives in (ops.primitives("cpu"), reference)
+    )
+    for found, expected in zip(ours, exact, strict=True):
+        torch.testing.assert_close(found, expected, equal_nan=True)
+    assert ours[0].isnan().any() and ours[1].isfinite().all() and ours[4] == 4
