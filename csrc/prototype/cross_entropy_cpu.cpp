@@ -23,11 +23,12 @@ double total_of(const T* values, int64_t count) {
   return (sums[0] + sums[1]) + (sums[2] + sums[3]);
 }
 
-// value_i = sum_j w_j t_ij, 0 where the row takes no part: ignored, nothing may be used, or the
-// label is none. Returns the first row whose label is none, -1 if all have one.
+// value_i = sum_j w_j t_ij, and whether the row takes part; value_i is 0 where it does not:
+// ignored, nothing may be used, or the label is none. Returns the first row whose label is none, -1
+// if all have one.
 template <typename T>
 int64_t values_of_rows(const PrototypeCall<T>& call, const Tensor& target, const T* class_weight,
-                       int64_t ignore_index, T* value) {
+                       int64_t ignore_index, T* value, uint8_t* part) {
   const Prototypes<T>& f = call.f;
   const bool soft = target.dim() == 2;
   const int64_t* label = soft ? nullptr : values<int64_t>(target);
@@ -54,8 +55,11 @@ int64_t values_of_rows(const PrototypeCall<T>& call, const Tensor& target, const
       const bool none = !soft && label[i] != ignore_index && (label[i] < 0 || label[i] >= f.K);
       if (none && bad[i / chunk] < 0) bad[i / chunk] = i;
       if (none || (!soft && label[i] == ignore_index) || !may_use_one(i)) {
-        value[i] = 0;
-      } else if (!soft) {
+        value[i] = 0, part[i] = 0;
+        continue;
+      }
+      part[i] = 1;
+      if (!soft) {
         value[i] = class_weight == nullptr ? T{1} : class_weight[label[i]];
       } else {
         double total = 0;
@@ -80,12 +84,13 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> cross_entropy_as(
     double temperature, int64_t ignore_index, int64_t reduction, int64_t need) {
   PrototypeCall<T> call(x, mu, metric, log_prior, mask, temperature);
   const int64_t N = call.f.N;
+  const Scratch<uint8_t> part(N);
   const Scratch<T> value(N), own_loss(reduction == none ? 0 : N);
   Tensor loss = empty(mu, reduction == none ? std::vector<int64_t>{N} : std::vector<int64_t>{});
   Tensor bad =
       torch::stable::new_empty(mu, std::vector<int64_t>{}, torch::headeronly::ScalarType::Long);
   *values<int64_t>(bad) =
-      values_of_rows(call, target, values<T>(class_weight), ignore_index, value.get());
+      values_of_rows(call, target, values<T>(class_weight), ignore_index, value.get(), part.get());
   const double total = reduction == mean ? total_of(value.get(), N) : 1;
 
   PrototypeRows<T> io{};
@@ -95,6 +100,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> cross_entropy_as(
   io.class_weight = values<T>(class_weight);
   io.row_weight = values<T>(row_weight);
   io.value = value.get();
+  io.part = part.get();
   io.share = static_cast<T>(1 / total);
   const auto [dx, dmu, dlog_prior] =
       gradients_of(call, x, mu, need, io,

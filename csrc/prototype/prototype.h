@@ -61,7 +61,8 @@ struct PrototypeRows {
 
   // Cross-entropy.
   const int64_t* label;
-  const T *soft, *class_weight, *row_weight, *value;  // value_i = sum_j w_j t_ij; 0: no part
+  const T *soft, *class_weight, *row_weight, *value;  // value_i = sum_j w_j t_ij
+  const uint8_t* part;                                // 0: the row takes no part
   T share;  // of a row in the loss: 1, or 1 / sum of values
 
   // Gradients that come in (of distance or prob, lse and mass) and go out.

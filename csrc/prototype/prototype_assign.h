@@ -2,7 +2,7 @@
 //
 // Two scans of a row's tile of dots. The first finds the k-th best score (the cost without what all
 // candidates share); the second takes every candidate within the rounding of the expansion,
-// 8 eps (|x|^2 + |mu|^2), and ranks it by its cost from differences. Of equal costs the lowest
+// `slack` (|x|^2 + |mu|^2), and ranks it by its cost from differences. Of equal costs the lowest
 // index wins, since candidates come in ascending order and only a smaller one takes a place.
 //
 // Included once per instruction set, by prototype_kernels.h: no include guard.
@@ -74,7 +74,8 @@ struct Scan {
       } else {
         score = -dot;
       }
-      score -= load(f.offsets + j);  // 0, or -inf where masked
+      // A choice, not a sum: a NaN row leaves what is masked masked.
+      score = load(f.offsets + j) == -infinite<T> ? broadcast(infinite<T>) : score;
       if (mask != nullptr) {
         score = lanes_of_mask<T>(mask + j, f.K - j) ? score : broadcast(infinite<T>);
       }
@@ -97,23 +98,35 @@ struct Scan {
     return nearest.count == k ? nearest.cost[k - 1] : std::numeric_limits<T>::max();
   }
 
-  // The score without what rounding may have added to it.
-  Vec<T> bound(const T* S, int64_t j) const {
+  // What rounding may have done to a score, as a share of |x|^2 + |mu|^2, at worst: n terms of a
+  // run of the dot, its runs, the terms of a norm's chain, half an eps each, and a few more.
+  T slack() const {
     constexpr T eps = std::numeric_limits<T>::epsilon();
-    if constexpr (of_squares<M>) return load(S + j) - 8 * eps * load(f.norms + j);
+    const int64_t terms = std::min(f.D, dot_run) + f.D / dot_run + f.D / (4 * Simd<T>::lanes);
+    return eps * (T(terms) / 2 + 8);
+  }
+
+  // The score without what rounding may have added to it.
+  Vec<T> bound(const T* S, int64_t j, T slack) const {
+    if constexpr (of_squares<M>) return load(S + j) - slack * load(f.norms + j);
     return load(S + j);
   }
 
-  T limit(int64_t i, T score) const {
-    constexpr T eps = std::numeric_limits<T>::epsilon();
-    if constexpr (of_squares<M>) return score + 8 * eps * b.norms[i];
-    if constexpr (M == Metric::cosine) return std::max(score, close_share<T, M>);
+  // Above what a candidate's bound cannot be: the k-th best score with its own error, for which
+  // |mu|^2 <= 2 |x|^2 + 2 |x - mu|^2, and the row's part of the candidate's.
+  T limit(int64_t i, T score, T slack) const {
+    if constexpr (of_squares<M>) {
+      const T norm = b.norms[i];
+      return score + slack * (4 * norm + 2 * std::max(score + norm, T{0}));
+    }
+    if constexpr (M == Metric::cosine) return std::max(score + 2 * slack, close_share<T, M>);
     return score;
   }
 
   T exact(const T* given, int64_t i, T score, int64_t j) const {
     if constexpr (M == Metric::dot) return score;
-    if (M == Metric::cosine && !(score < close_share<T, M>)) return score;
+    // A zero vector has distance 1, whatever its differences are.
+    if (M == Metric::cosine && (b.norms[i] == 0 || f.norms[j] == 0)) return score;
     return cost_of_differences<T, M>(f, b, given, i, j);
   }
 };
@@ -124,17 +137,18 @@ void assign_as(const Prototypes<T>& f, const PrototypeRows<T>& io, int64_t begin
   constexpr int64_t lanes = Simd<T>::lanes;
   Block<T> b = block_in(f, scratch);
   const Scan<T, M> scan{f, b};
+  const T slack = scan.slack();
   for (int64_t block = begin; block < end; ++block) {
     read_block(f, block, b);
     dots(f, b);
     for (int64_t i = 0; i < b.rows; ++i) {
       T* S = b.S + i * b.tile;
       const T least = scan.scores(i, S);
-      const T limit = scan.limit(i, io.k == 1 ? least : scan.kth(S, io.k));
+      const T limit = scan.limit(i, io.k == 1 ? least : scan.kth(S, io.k), slack);
       const T* given = of_squares<M> ? given_row(f, b.first + i, b.room) : nullptr;
       Nearest<T> nearest(io.k);
       for (int64_t j = 0; j < f.padded; j += lanes) {
-        uint32_t candidates = bits_of<T>(scan.bound(S, j) <= limit);
+        uint32_t candidates = bits_of<T>(scan.bound(S, j, slack) <= limit);
         for (; candidates != 0; candidates &= candidates - 1) {
           const int64_t at = j + std::countr_zero(candidates);
           if (S[at] < infinite<T>) nearest.offer(scan.exact(given, i, S[at], at), at);

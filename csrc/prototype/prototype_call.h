@@ -82,9 +82,11 @@ class PrototypeCall {
   // `with_mu`: dmu is among them. Stripes depend on the shape alone.
   template <typename Run>
   PrototypeSums<T> over_stripes(bool with_mu, const Run& run) {
-    constexpr int64_t rows_of_stripe = 512, most = 32, sums_bytes = int64_t{32} << 20;
+    constexpr int64_t rows_of_stripe = 512, sums_bytes = int64_t{32} << 20;
     const int64_t of_mu = with_mu ? f.K * f.stride : 0, size = of_mu + 2 * f.padded;
     const int64_t fit = sums_bytes / (std::max<int64_t>(size, 1) * int64_t{sizeof(T)});
+    // Stripes are summed in double, a stripe's blocks are not: many, where they are small.
+    const int64_t most = std::clamp<int64_t>(fit / 8, 32, 1024);
     const int64_t wanted = std::min((f.N + rows_of_stripe - 1) / rows_of_stripe, most);
     const int64_t stripes = std::clamp<int64_t>(std::min(wanted, std::max<int64_t>(fit, 2)), 1,
                                                 std::max<int64_t>(blocks(), 1));

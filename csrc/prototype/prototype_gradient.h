@@ -182,6 +182,7 @@ void softmax_backward_as(const Prototypes<T>& f, const PrototypeRows<T>& io, int
                          int64_t end, const PrototypeSums<T>& sums, T* scratch) {
   constexpr int64_t lanes = Simd<T>::lanes;
   Block<T> b = block_in(f, scratch);
+  const T* g_mass = io.g_mass != nullptr && !all_zero(io.g_mass, f.K) ? io.g_mass : nullptr;
   Gradients<T, M> gradients(f, io, sums, b, weight_of_logit<T, M>(f.per_temperature));
   for (int64_t block = begin; block < end; ++block) {
     read_block(f, block, b);
@@ -197,14 +198,14 @@ void softmax_backward_as(const Prototypes<T>& f, const PrototypeRows<T>& io, int
       const T top = logits<T, M>(f, row, S, kept);
       const T total = exponentials(f, top, S);
       const bool silent =
-          g_lse == 0 && io.g_mass == nullptr && (g_prob == nullptr || all_zero(g_prob, f.K));
+          g_lse == 0 && g_mass == nullptr && (g_prob == nullptr || all_zero(g_prob, f.K));
       if (total == 0 || silent) {
         pair = gradients.skip(i, pair);
         continue;
       }
       const T inverse = 1 / total;
       for (int64_t j = 0; j < f.K; ++j) {
-        b.given[j] = (g_prob ? g_prob[j] : T{0}) + (io.g_mass ? io.g_mass[j] : T{0});
+        b.given[j] = (g_prob ? g_prob[j] : T{0}) + (g_mass ? g_mass[j] : T{0});
       }
       std::fill(b.given + f.K, b.given + f.padded, T{0});
       Vec<T> inner{};
@@ -248,7 +249,8 @@ void cross_entropy_as(const Prototypes<T>& f, const PrototypeRows<T>& io, int64_
       const T* target = io.soft == nullptr ? nullptr : io.soft + row * f.K;
       T total = 0, top = 0, own_logit = 0;
       const int64_t label = target == nullptr ? io.label[row] : 0;
-      if (value != 0) {
+      const bool part = io.part[row] != 0;
+      if (part) {
         T* kept = differentiate && keeps_distances<T, M> ? b.kept + i * b.tile : nullptr;
         top = logits<T, M>(f, row, S, kept);
         // The logits themselves are gone after the exponentials: what a soft target needs of them
@@ -260,8 +262,10 @@ void cross_entropy_as(const Prototypes<T>& f, const PrototypeRows<T>& io, int64_
         }
         total = exponentials(f, top, S);
       }
-      if (value == 0 || total == 0) {
-        io.loss[row] = 0, b.totals[i] = 1;
+      if (!part || total == 0) {
+        // Distances of a row that takes part and whose exponentials are all 0 have overflowed.
+        io.loss[row] = part ? std::numeric_limits<T>::quiet_NaN() : T{0};
+        b.totals[i] = 1;
         if (differentiate) pair = gradients.skip(i, pair);
         continue;
       }
@@ -291,7 +295,7 @@ void cross_entropy_as(const Prototypes<T>& f, const PrototypeRows<T>& io, int64_
     for (int64_t i = 0; i < b.rows; ++i) {
       const T value = io.value[b.first + i];
       T& loss = io.loss[b.first + i];
-      if (value != 0) loss = (loss + value * b.totals[i]) * ln2<T>;
+      if (io.part[b.first + i]) loss = (loss + value * b.totals[i]) * ln2<T>;
     }
     if (differentiate) gradients.finish();
   }

@@ -21,7 +21,9 @@ inline T logits(const Prototypes<T>& f, int64_t row, T* S, T* kept) {
   for (int64_t j = 0; j < f.padded; j += lanes) {
     const Vec<T> distance = distance_of<T, M>(load(S + j));
     if (kept != nullptr) store(kept + j, distance);
-    Vec<T> z = distance * scale + load(f.offsets + j);
+    const Vec<T> offset = load(f.offsets + j);
+    // A choice, not a sum: a NaN row leaves what is masked masked.
+    Vec<T> z = offset == -infinite<T> ? offset : distance * scale + offset;
     if (mask != nullptr) {
       z = lanes_of_mask<T>(mask + j, f.K - j) ? z : broadcast(-infinite<T>);
     }

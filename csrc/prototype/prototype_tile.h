@@ -35,12 +35,14 @@ inline void dots(const Prototypes<T>& f, const Block<T>& b) {
   }
 }
 
-// Below this share of |x|^2 + |mu|^2 a square comes from differences: at 64 eps rounding has taken
-// a sixteenth of it at most. A distance is the root of a square: that it be as right where it is
-// small as where it is large takes a larger share.
+// Below this share of |x|^2 + |mu|^2 a square comes from differences: at 1024 eps rounding has
+// taken a sixteenth of it at worst (a run of 128 terms that all round the same way), mostly a
+// hundredth. A distance is the root of a square: that it be as right where it is small as where it
+// is large takes a larger share.
 template <typename T, Metric M>
 constexpr T close_share =
-    M == Metric::euclidean ? T(0x1p-8) : 64 * std::numeric_limits<T>::epsilon();
+    M == Metric::euclidean ? T(0x1p-8)
+                           : (M == Metric::cosine ? 64 : 1024) * std::numeric_limits<T>::epsilon();
 
 template <Metric M>
 constexpr bool of_squares = M == Metric::sqeuclidean || M == Metric::euclidean;

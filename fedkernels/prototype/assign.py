@@ -48,10 +48,11 @@ def prototype_assign(
 
     Shapes: x (N, D), prototypes (K, D), mask bool (K,) or (N, K), True where a prototype may be
     used; k from 1 to 32. distance and index are (N, k). Dtypes as in `prototype_distance`.
-    With more slots than prototypes, or all of a row masked, a slot is (inf, -1). A NaN or infinite
+    With more slots than prototypes, or all of a row masked, a slot is (inf, -1). A NaN or +inf
     distance is never among the nearest; a row all of whose distances are NaN is (NaN, -1).
     distance is differentiable to x and prototypes (the index held fixed; at a Euclidean distance of
-    0 the gradient is 0). Second derivatives raise, but on the reference.
+    0 the gradient is 0); its backward holds a few (N, k, D) arrays. Second derivatives raise, but
+    on the reference.
 
     Raises ValueError (shapes, k out of range), TypeError (dtypes), BackendUnavailable.
 

@@ -179,6 +179,13 @@ def _backward(ctx: Any, g_sum: Tensor, g_total: Tensor, *_: Any) -> tuple[Tensor
     x, labels, weight = ctx.saved_tensors
     rule = _hard if labels.dim() == 1 else _soft
 
+    if weight is not None:
+        # A row of weight 0 may hold anything; its weight's gradient is the limit where that exists.
+        taken = (weight > 0)[:, None]
+        x = torch.where(taken, x, x.nan_to_num(0, 0, 0))
+        if labels.dim() == 2:
+            labels = torch.where(taken, labels, labels.nan_to_num(0, 0, 0))
+
     def gradients() -> tuple[Tensor | None, ...]:
         upstream = (g_sum.contiguous(), g_total.contiguous())
         return rule(ctx.op, ctx.needs_input_grad, x, labels, weight, *upstream)

@@ -16,7 +16,7 @@ from fedkernels.prototype.autograd import attach, finish, needs
 __all__ = ["prototype_distance"]
 
 CANDIDATES = candidates("prototype_distance")
-_EUCLIDEAN, _COSINE = check.METRICS.index("euclidean"), check.METRICS.index("cosine")
+_DOT = check.METRICS.index("dot")
 
 
 def prototype_distance(
@@ -61,8 +61,8 @@ def _run(x: Tensor, mu: Tensor, settings: tuple[Any, int]) -> Tensor:
 
 
 def _save(ctx: Any, x: Tensor, mu: Tensor, settings: tuple[Any, int], found: Tensor) -> None:
-    # Squares and dots do not read what the forward returned: it may be freed, or changed in place.
-    kept = found if settings[1] in (_EUCLIDEAN, _COSINE) else None
+    # Dots do not read what the forward returned: it may be freed, or changed in place.
+    kept = None if settings[1] == _DOT else found
     ctx.save_for_backward(x, mu, kept)
     ctx.settings = settings
 

@@ -14,7 +14,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from fedkernels import _check
 from fedkernels.prototype.assign import prototype_assign
+from fedkernels.prototype.check import METRICS
 from fedkernels.prototype.class_mean import class_mean
 from fedkernels.prototype.distance import prototype_distance
 from fedkernels.prototype.kmeans import kmeans
@@ -132,28 +134,29 @@ class NearestPrototype(ClassifierMixin, BaseEstimator):
 
     def _update(self, X, y, classes, sample_weight, momentum) -> NearestPrototype:
         first = not hasattr(self, "classes_")
+        self._check_parameters()
         X, y = validate_data(self, X, y, dtype=_FLOATS, reset=first)
         check_classification_targets(y)
-        if first:
-            self.classes_ = np.unique(y if classes is None else classes)
-        labels = np.searchsorted(self.classes_, y).clip(max=len(self.classes_) - 1)
-        if not np.array_equal(self.classes_[labels], y):
-            new = np.setdiff1d(y, self.classes_)
+        names = np.unique(y if classes is None else classes) if first else self.classes_
+        labels = np.searchsorted(names, y).clip(max=len(names) - 1)
+        if not np.array_equal(names[labels], y):
+            new = np.setdiff1d(y, names)
             raise ValueError(f"y holds classes that are not among the fitted ones: {new.tolist()}")
         weight = None
-        mass: np.ndarray = np.bincount(labels, minlength=len(self.classes_)).astype(np.float64)
+        mass: np.ndarray = np.bincount(labels, minlength=len(names)).astype(np.float64)
         if sample_weight is not None:
             weight = _check_sample_weight(sample_weight, X, dtype=X.dtype, ensure_non_negative=True)
-            mass = np.bincount(labels, weights=weight, minlength=len(self.classes_))
+            mass = np.bincount(labels, weights=weight, minlength=len(names))
         mean = class_mean(
             _tensor(X),
             torch.from_numpy(labels),
-            len(self.classes_),
+            len(names),
             weight=None if weight is None else _tensor(weight),
             backend=self.backend,
         ).mean.numpy()
         if first:
-            self.prototypes_, self.class_count_ = mean, mass
+            prior = self._prior(mass)  # raises before anything counts as fitted
+            self.classes_, self.prototypes_, self.class_count_ = names, mean, mass
         else:
             total = self.class_count_ + mass
             share = mass / np.where(total > 0, total, 1)
@@ -162,16 +165,28 @@ class NearestPrototype(ClassifierMixin, BaseEstimator):
             step = share[:, None] * (mean - self.prototypes_)
             self.prototypes_ = (self.prototypes_ + step).astype(self.prototypes_.dtype)
             self.class_count_ = total
-        self.class_prior_ = self._prior()
+            prior = self._prior(total)
+        self.class_prior_ = prior
         return self
 
-    def _prior(self) -> np.ndarray:
-        count = len(self.classes_)
+    def _check_parameters(self) -> None:
+        if self.metric not in METRICS:
+            raise ValueError(f"metric must be one of {', '.join(METRICS)}; got {self.metric!r}")
+        _check.number("temperature", self.temperature)
+        if not 0 < self.temperature < np.inf:
+            raise ValueError(f"temperature must be positive and finite, got {self.temperature}")
+        if self.momentum is not None:
+            _check.number("momentum", self.momentum)
+            if not 0 <= self.momentum <= 1:
+                raise ValueError(f"momentum must be between 0 and 1, got {self.momentum}")
+
+    def _prior(self, mass: np.ndarray) -> np.ndarray:
+        count = len(mass)
         if isinstance(self.prior, str):
             if self.prior == "uniform":
                 return np.full(count, 1.0 / count)
             if self.prior == "empirical":
-                return self.class_count_ / max(self.class_count_.sum(), np.finfo(np.float64).tiny)
+                return mass / max(mass.sum(), np.finfo(np.float64).tiny)
             raise ValueError(
                 f"prior must be uniform, empirical or an array ({count},); got {self.prior!r}"
             )

@@ -253,13 +253,13 @@ def test_cross_entropy_does_not_keep_x(reduction):
 
 @needs_all
 def test_distances_may_be_changed_in_place():
-    for metric in ("sqeuclidean", "dot"):
-        c = call("distance", 20, 5, 8, metric=metric).train()
-        logits = c.run(backend="cpu").neg_().mul_(2)
-        grads = torch.autograd.grad(logits.sum(), [c.tensors[n] for n in LEAVES[:2]])
-        whole = torch.autograd.grad(c.run(backend="cpu").sum(), [c.tensors[n] for n in LEAVES[:2]])
-        for a, b in zip(grads, whole, strict=True):
-            torch.testing.assert_close(a, -2 * b)
+    """Dots; the others are read again by their backward, which says so if they were changed."""
+    c = call("distance", 20, 5, 8, metric="dot").train()
+    logits = c.run(backend="cpu").neg_().mul_(2)
+    grads = torch.autograd.grad(logits.sum(), [c.tensors[n] for n in LEAVES[:2]])
+    whole = torch.autograd.grad(c.run(backend="cpu").sum(), [c.tensors[n] for n in LEAVES[:2]])
+    for a, b in zip(grads, whole, strict=True):
+        torch.testing.assert_close(a, -2 * b)
 
 
 @needs_all

@@ -5,7 +5,12 @@ from __future__ import annotations
 import pytest
 import torch
 
-from fedkernels import prototype_cross_entropy, prototype_distance, prototype_softmax
+from fedkernels import (
+    prototype_assign,
+    prototype_cross_entropy,
+    prototype_distance,
+    prototype_softmax,
+)
 from fedkernels.prototype import ops, reference
 from fedkernels.testing import random_tensor
 from tests.ops.kit import needs_extension
@@ -318,3 +323,59 @@ def test_a_label_that_is_none_costs_nan_and_pulls_nothing(reduction):
     for found, expected in zip(ours, exact, strict=True):
         torch.testing.assert_close(found, expected, equal_nan=True)
     assert ours[0].isnan().any() and ours[1].isfinite().all() and ours[4] == 4
+
+
+@pytest.mark.parametrize("metric", METRICS[:2])
+@pytest.mark.parametrize("backend", backends("assign"))
+def test_every_row_finds_itself_between_far_clusters(metric, backend):
+    """The expansion errs by more than the distances within a cluster: D=128 terms that add up."""
+    if backend == "reference":
+        pytest.skip("its product is the platform's, whose sums are shorter")
+    _, mu = clusters(n=2, k=400, d=128)
+    apart = 1.2345 * (1 + torch.linspace(-2e-3, 2e-3, 64))
+    for points in (mu, torch.cat([apart, -apart])[:, None].expand(-1, 64).contiguous()):
+        found = prototype_assign(points, points, metric=metric, backend=backend)
+        assert found.index[:, 0].equal(torch.arange(len(points))) and not found.distance.any()
+
+
+@LOSS
+def test_soft_weights_may_sum_to_nothing(backend):
+    x, mu = torch.tensor([[0.0, 1.0]]), torch.tensor([[0.0, 0.0], [3.0, 0.0]])
+    target = torch.tensor([[1.0, -1.0]])
+    loss = prototype_cross_entropy(x, mu, target, reduction="sum", backend=backend)
+    assert loss.item() == pytest.approx(-9.0)
+
+
+@SOFTMAX
+def test_what_is_masked_for_all_stays_masked_for_a_nan_row(backend):
+    x, mu = torch.tensor([[torch.nan, 1.0], [0.0, 0.0]]), torch.tensor([[0.0, 0.0], [3.0, 0.0]])
+    none = torch.tensor([False, False])
+    found = prototype_softmax(x, mu, mask=none, backend=backend)
+    assert (found.lse == -torch.inf).all() and not found.prob.any() and not found.mass.any()
+    nearest = prototype_assign(x, mu, mask=none, backend=backend)
+    assert (nearest.distance == torch.inf).all() and (nearest.index == -1).all()
+
+
+@LOSS
+def test_a_row_that_overflows_is_no_success(backend):
+    x, mu = torch.tensor([[1e20, 0.0]]), torch.tensor([[0.0, 0.0], [3.0, 0.0]])
+    loss = prototype_cross_entropy(x, mu, torch.tensor([0]), backend=backend)
+    assert not loss.isfinite()
+
+
+@DISTANCE
+def test_the_gradient_of_close_pairs_does_not_hang_on_its_sign(backend):
+    mu = random_tensor((10, 16), seed=2)
+    own = torch.arange(200)
+    x = mu[own % 10] + 1e-4 * random_tensor((200, 16), seed=1)
+    wide = [t.double().requires_grad_() for t in (x, mu)]
+    exact = (wide[0] - wide[1][own % 10]).square().sum()
+    for sign in (1.0, -1.0):
+        a, b = x.clone().requires_grad_(), mu.clone().requires_grad_()
+        picked = prototype_distance(a, b, backend=backend)[own, own % 10].sum() * sign
+        found = torch.autograd.grad(picked, (a, b))
+        for gradient, right in zip(
+            found, torch.autograd.grad(sign * exact, wide, retain_graph=True), strict=True
+        ):
+            error = (gradient - right).abs().max() / right.abs().max()
+            assert error < (1e-5 if backend == "cpu" else 1e-2)  # the reference expands
