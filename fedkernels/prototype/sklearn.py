@@ -65,6 +65,8 @@ class NearestPrototype(ClassifierMixin, BaseEstimator):
     (['far'], [[8.0, 9.0], [0.5, 1.0]])
     """
 
+    classes_: np.ndarray
+
     def __init__(
         self,
         *,
