@@ -154,6 +154,7 @@ def test_they_work_in_pipelines_and_searches_and_can_be_pickled():
     search = GridSearchCV(pipeline, {"nearestprototype__metric": ["sqeuclidean", "cosine"]})
     search.fit(X, y)
     assert search.best_score_ > 0.8
+    # How scikit-learn itself copies and keeps estimators; nothing foreign is read.
     again = pickle.loads(pickle.dumps(search.best_estimator_))
     assert np.array_equal(again.predict(X), search.predict(X))
 
