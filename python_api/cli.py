@@ -205,6 +205,40 @@ def report(folders: Annotated[list[Path], typer.Argument(metavar="DIR...")]) -> 
 
 
 @app.command()
+def sweep(
+    source: Annotated[str, typer.Argument(metavar="CONFIG")],
+    grid: Annotated[Path, typer.Option(help="TOML: seed = [...] and [[row]] tables.")],
+    jobs: Annotated[int, typer.Option(help="Runs at a time; they share the cores.")] = 1,
+    out: Annotated[Path | None, typer.Option(help="The sweep's folder.")] = None,
+    set_: Sets = None,
+) -> None:
+    """Run a config over seeds and rows: one table with paired intervals."""
+    from python_api.config import parse_set
+    from python_api.sweep import collate, load_grid
+    from python_api.sweep import sweep as start
+    from python_api.sweep.drive import default_folder
+    from python_api.sweep.table import cells
+
+    asked = load_grid(grid)
+    with _stoppable():
+        done = start(
+            source,
+            asked,
+            out=out or default_folder(grid),
+            jobs=jobs,
+            overrides=parse_set(set_ or ()),
+            say=lambda line: print(line, file=sys.stderr, flush=True),
+        )
+    _table(*cells(collate(done.lines, asked), asked), title=f"{asked.metric}, {asked.split}")
+    for name in ("table.md", "figure.png", "rows.jsonl"):
+        if (done.path / name).is_file():
+            print(f"{name.split('.')[0]}: {done.path / name}")
+    if failed := done.failed:
+        where = f"{failed[0]['row']}, seed {failed[0]['seed']}"
+        raise RunFailed(f"{len(failed)} runs failed; first: {where}: {failed[0]['reason']}")
+
+
+@app.command()
 def bench(
     family: Annotated[str, typer.Argument(metavar="[FAMILY]")] = "triple_lora",
     device: Annotated[Device, typer.Option()] = Device.cpu,

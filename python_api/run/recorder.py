@@ -29,10 +29,12 @@ class Recorder:
         *,
         stop: Callable[[], bool] = lambda: False,
         rounds: int = 0,
+        keep_all: bool = True,
     ) -> None:
         self._progress = progress
         self._stop = stop
         self._rounds = rounds
+        self._keep_all = keep_all
         self._folder: RunFolder | None = None
         self._parties: Sequence[Party] = ()
         self._early: list[str] = []
@@ -113,9 +115,13 @@ class Recorder:
         self._progress.log(text)
 
     def round_done(self, round: int, server_state: Mapping[str, object] | None = None) -> None:
-        """Keeps a finished round: models, checkpoint, status. Then stops if that was requested."""
+        """Keeps a finished round: models, checkpoint, status. Then stops if that was requested.
+
+        With `keep = "last"` of `run` only the last round is kept.
+        """
         folder = self._open()
-        folder.keep_round(round, self._parties, dict(server_state or {}))
+        if self._keep_all or round >= self._rounds:
+            folder.keep_round(round, self._parties, dict(server_state or {}))
         self._progress.round_done(round, self._rounds)
         folder.log(self._progress.round_line())
         if round < self._rounds:  # after the last round there is nothing left to stop

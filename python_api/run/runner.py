@@ -6,7 +6,7 @@ import logging
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from python_api.errors import RunFailed
 from python_api.notices import notices
@@ -33,6 +33,8 @@ def run(
     device: str | None = None,
     overwrite: bool = False,
     progress: bool | str | Progress | None = None,
+    report: bool = True,
+    keep: Literal["all", "last"] = "all",
 ) -> Run:
     """Runs an algorithm by its name, a TOML file, or a dict of the same form.
 
@@ -40,6 +42,9 @@ def run(
         `overwrite` is set and a run lies there.
     overrides: `{"party.shop.rank": 8, "rounds": 3}`, as `--set` on the command line.
     progress: None shows what fits the place (terminal, log, notebook); False shows nothing.
+    report: False leaves out `report.html` and `figures/`; `fedkernels report` writes them later.
+    keep: `"last"` keeps models and checkpoint of the last round only, so that many short runs do
+        not wait for the disk; one that is stopped early then has none.
 
     Errors: `InputError` for a bad config or bad data, before anything is written; `RunFailed` if
     the run fails (status "failed", the folder stays); `Interrupted` after Ctrl-C (status
@@ -57,6 +62,8 @@ def run(
         path,
         overwrite=overwrite,
         progress=make_progress(progress),
+        report=report,
+        keep=keep,
     )
 
 
@@ -68,6 +75,8 @@ def run_algorithm(
     overwrite: bool = False,
     progress: Progress | None = None,
     dump: Callable[[RunConfig], str] | None = None,
+    report: bool = True,
+    keep: Literal["all", "last"] = "all",
 ) -> Run:
     """The part of `run` that starts from a made algorithm.
 
@@ -75,7 +84,14 @@ def run_algorithm(
     """
     progress = make_progress(False) if progress is None else progress
     interrupt = StopOnInterrupt(lambda: progress.notice(STOPPING))
-    recorder = Recorder(progress, stop=lambda: interrupt.requested, rounds=config.rounds)
+    if keep not in ("all", "last"):
+        raise ValueError(f'keep must be "all" or "last", got {keep!r}')
+    recorder = Recorder(
+        progress,
+        stop=lambda: interrupt.requested,
+        rounds=config.rounds,
+        keep_all=keep == "all",
+    )
     try:
         with interrupt:
             progress.start(
@@ -83,7 +99,7 @@ def run_algorithm(
                 rounds=config.rounds,
                 parties=len(config.parties),
             )
-            folder = _run(algorithm, config, path, overwrite, recorder, progress, dump)
+            folder = _run(algorithm, config, path, overwrite, recorder, progress, dump, report)
     finally:
         progress.stop()
     return Run(folder.path)
@@ -97,6 +113,7 @@ def _run(
     recorder: Recorder,
     progress: Progress,
     dump: Callable[[RunConfig], str] | None,
+    report: bool,
 ) -> RunFolder:
     from python_api.config import ignored
     from python_api.federation.local import LocalFederation
@@ -141,16 +158,19 @@ def _run(
             algorithm.run(federation, recorder)
     except KeyboardInterrupt as stop:
         folder.finish("interrupted")
-        write_report(folder, progress, strict=False)
+        if report:
+            write_report(folder, progress, strict=False)
         raise Interrupted(f"interrupted; {path} can be read", path=path) from stop
     except BaseException as error:
         folder.finish("failed", " ".join(f"{type(error).__name__}: {error}".split()))
-        write_report(folder, progress, strict=False)
+        if report:
+            write_report(folder, progress, strict=False)
         progress.log(f"{path} holds what was done until then")
         raise
     else:
         folder.finish("finished")
-        write_report(folder, progress, strict=True)
+        if report:
+            write_report(folder, progress, strict=True)
     finally:
         folder.close()
     return folder

@@ -18,7 +18,8 @@ from python_api.run.runner import run_algorithm
 
 
 def start(toy, path, *, edit=lambda parties: None, min_replies=None, **changes):
-    options = {k: changes.pop(k) for k in ("overwrite", "progress") if k in changes}
+    names = ("overwrite", "progress", "report", "keep")
+    options = {k: changes.pop(k) for k in names if k in changes}
     config = toy.config(**changes)
     algorithm = toy.Mean(config, edit=edit, min_replies=min_replies)
     return run_algorithm(algorithm, config, path, dump=toy.dump, **options)
@@ -388,3 +389,21 @@ def test_a_run_killed_at_any_moment_can_be_read(toy, tmp_path, wait):
     saved = [[float(value) for value in text] for text in texts]
     rounds = [load_round(p) for p in sorted((path / "checkpoints").glob("round-*"))]
     assert saved in [[state[n]["x"].tolist() for n in "abc"] for state in rounds]
+
+
+def test_a_run_may_leave_out_the_report_and_all_rounds_but_the_last(toy, tmp_path):
+    run = start(toy, tmp_path / "run", report=False, keep="last")
+    assert toy.reports == [] and run.status["round"] == 3
+    assert visible(run.path / "checkpoints") == ["round-000003"]
+    assert visible(run.path / "models") == ["a", "b", "c"]
+    whole = start(toy, tmp_path / "whole")
+    assert [row["value"] for row in run.metrics] == [row["value"] for row in whole.metrics]
+    with pytest.raises(RunFailed):
+        start(toy, tmp_path / "x", edit=faulty("b", "fit", raising(OSError("x"))), report=False)
+    assert toy.reports == [whole.path]
+
+
+def test_what_a_run_keeps_is_all_or_last(toy, tmp_path):
+    with pytest.raises(ValueError, match='keep must be "all" or "last", got \'none\''):
+        start(toy, tmp_path / "run", keep="none")
+    assert visible(tmp_path) == []
