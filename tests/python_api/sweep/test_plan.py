@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
 from python_api import InputError
 from python_api.sweep import load_grid, make_plan
+
+EXAMPLES = Path(__file__).parents[3] / "examples"
 
 
 def hashes(folder, grid="grid.toml", **options):
@@ -64,3 +68,15 @@ def test_a_row_that_the_config_refuses(folder, settings, line):
 def test_a_party_that_is_not_there(folder):
     with pytest.raises(InputError, match="row plain: party: the config has no 'z'; expected some"):
         make_plan("c.toml", load_grid({"seed": [0], "party": "z", "row": [{"name": "plain"}]}), ".")
+
+
+def test_the_example_fits_its_config(tmp_path):
+    grid = load_grid(EXAMPLES / "h2tune_controls.toml")
+    plan = make_plan(EXAMPLES / "h2tune_same_base.toml", grid, tmp_path / "out")
+    assert len(plan.jobs) == 20 and not list(tmp_path.iterdir())
+    assert [config.h2tune.share for config in plan.configs.values()][:3] == [
+        True,
+        False,
+        "shuffled",
+    ]
+    assert plan.configs["local"].algorithm == "local" and plan.configs["local"].train.lr == 2e-3
