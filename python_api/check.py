@@ -74,9 +74,9 @@ def check(config: RunConfig) -> CheckReport:
     from python_api.models.estimate import estimate, round_bytes
 
     data = preflight(config)
-    lengths = {p.name: _lengths(p, data[p.name]) for p in config.parties}
+    lengths = {p.name: _lengths(p, data[p.name]) for p in config.tuning_parties}
     estimates: dict[str, Estimate] = {}
-    for party in config.parties:
+    for party in config.tuning_parties:
         longest = max(lengths[party.name], default=1)
         labels = data[party.name].labels
         try:
@@ -93,7 +93,7 @@ def check(config: RunConfig) -> CheckReport:
     sent = round_bytes(estimates, config)
     parties = tuple(
         _party(p, config, data[p.name], lengths[p.name], estimates[p.name], sent[p.name], speed)
-        for p in config.parties
+        for p in config.tuning_parties
     )
     parts = ("train", "validation", "test")
     told = notices(
@@ -121,10 +121,12 @@ def preflight(config: RunConfig, *, here: bool = False) -> dict[str, TaskData]:
 
     make(config)
     if here:
-        for device in (p.device or config.device for p in config.parties):
+        for device in (p.device or config.device for p in config.tuning_parties):
             resolve_device(device)
-    data = {p.name: load_task(p.task, seed=config.seed, party=p.name) for p in config.parties}
-    for party in config.parties:
+    data = {
+        p.name: load_task(p.task, seed=config.seed, party=p.name) for p in config.tuning_parties
+    }
+    for party in config.tuning_parties:
         if party.model.path is not None:
             try:
                 read_config(party.model.path)
@@ -212,7 +214,7 @@ def _notes(config: RunConfig) -> tuple[str, ...]:
         notes.append(BASIS[config.h2tune.basis])
     elif (line := ignored(config)) is not None:
         notes.append(line)
-    if any(p.model.path for p in config.parties):
+    if any(p.model.path for p in config.tuning_parties):
         notes.append("Lengths of parties with model.path are in bytes: an upper bound of tokens.")
     notes.append(
         "Memory: frozen base, values, gradients and AdamW moments of what trains, and what one "
@@ -226,11 +228,11 @@ def _warnings(config: RunConfig, estimates: Mapping[str, Estimate]) -> tuple[str
     import torch
 
     found: list[Any] = []
-    devices = {p.name: p.device or config.device for p in config.parties}
+    devices = {p.name: p.device or config.device for p in config.tuning_parties}
     for name, device in devices.items():
         if device.startswith("cuda") and not torch.cuda.is_available():
             found.append(f"party.{name}: device {device} is not on this machine; run would exit 2")
-    for party in config.parties:
+    for party in config.tuning_parties:
         context = estimates[party.name].context
         if party.model.path is not None:
             folder = Path(party.model.path)

@@ -367,7 +367,7 @@ def _rows(folder: Path, party: str, file: Path) -> tuple[Any, Any, Any]:
 
     done = load(folder)
     trained = done.party(party)
-    own = next(p for p in done.config.parties if p.name == party)
+    own = next(p for p in done.config.tuning_parties if p.name == party)
     columns = own.task.columns if file.suffix in (".csv", ".tsv") else None
     return trained, own, read_rows(file, columns=columns)
 

@@ -18,6 +18,7 @@ ALGORITHMS: dict[str, str] = {
     "h2tune": "python_api.algorithms.h2tune:H2Tune",
     "local": "python_api.algorithms.baselines.local:Local",
     "fedit": "python_api.algorithms.baselines.fedit:FedIT",
+    "proto_evfl": "python_api.algorithms.proto_evfl:ProtoEvfl",
     "centralised": "python_api.algorithms.baselines.centralised:Centralised",
 }
 

@@ -12,25 +12,33 @@ from python_api.config.ignored import ignored
 from python_api.config.load import load_config
 from python_api.config.overrides import parse_set
 from python_api.config.schema import (
+    DataConfig,
+    EncoderConfig,
     EvalConfig,
     H2TuneConfig,
     ModelConfig,
     PartyConfig,
     PretrainConfig,
+    ProtoEvflConfig,
     RunConfig,
     TaskConfig,
     TrainConfig,
+    VerticalPartyConfig,
 )
 
 __all__ = [
+    "DataConfig",
+    "EncoderConfig",
     "EvalConfig",
     "H2TuneConfig",
     "ModelConfig",
     "PartyConfig",
     "PretrainConfig",
+    "ProtoEvflConfig",
     "RunConfig",
     "TaskConfig",
     "TrainConfig",
+    "VerticalPartyConfig",
     "default_source",
     "dump_config",
     "explain",

@@ -6,6 +6,7 @@ import copy
 from typing import Any
 
 from python_api.algorithms import ALGORITHMS
+from python_api.config.settings import setting_of
 
 __all__ = ["default_source", "known_algorithms"]
 
@@ -33,6 +34,23 @@ PARTIES: list[dict[str, Any]] = [
 # What FedIT averages must have one shape: one base, one rank.
 SHARED_BASE = {"kind": "llama", "hidden_size": 64, "layers": 2, "heads": 4}
 
+# The left and the right half of handwritten digits: few rows that both have, lopsided classes.
+TABLES: list[dict[str, Any]] = [
+    {
+        "name": "left",
+        "active": True,
+        "table": "builtin:digits?views=2&view=1",
+        "id": "id",
+        "model": {"kind": "mlp", "hidden": [64], "out": 32},
+    },
+    {
+        "name": "right",
+        "table": "builtin:digits?views=2&view=2",
+        "id": "id",
+        "model": {"kind": "mlp", "hidden": [64], "out": 32},
+    },
+]
+
 
 def known_algorithms() -> tuple[str, ...]:
     """The names that `algorithm = ...` and the command line take."""
@@ -41,6 +59,8 @@ def known_algorithms() -> tuple[str, ...]:
 
 def default_source(algorithm: str) -> dict[str, Any]:
     """The default config as a user would write it; a fresh dict."""
+    if setting_of(algorithm, {}) == "vertical":
+        return _tables(algorithm)
     source: dict[str, Any] = {
         "algorithm": algorithm,
         "seed": 0,
@@ -56,3 +76,16 @@ def default_source(algorithm: str) -> dict[str, Any]:
         for party in source["party"]:
             party |= {"rank": 8, "model": "shared"}
     return source
+
+
+def _tables(algorithm: str) -> dict[str, Any]:
+    return {
+        "algorithm": algorithm,
+        "seed": 0,
+        "rounds": 40,
+        "device": "auto",
+        "train": {},
+        "eval": {},
+        "data": {"label": "digit", "overlap": 0.1, "imbalance": 50.0},
+        "party": copy.deepcopy(TABLES),
+    }

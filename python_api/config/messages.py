@@ -6,7 +6,7 @@ from typing import Any, get_args
 
 from pydantic import ValidationError
 
-from python_api.config.schema import Table
+from python_api.config.table import Table
 
 __all__ = ["one_line"]
 
@@ -29,6 +29,7 @@ def one_line(cls: type[Table], error: ValidationError, where: str) -> str:
         "greater_than_equal": f"at least {context.get('ge')}",
         "greater_than": f"above {context.get('gt')}",
         "less_than": f"below {context.get('lt')}",
+        "less_than_equal": f"at most {context.get('le')}",
         "finite_number": "a finite number",
     }.get(first["type"], first["msg"].lower())
     if len(error.errors()) > 1 and key in ("test", "validation"):

@@ -1,4 +1,4 @@
-"""What one choice sets for others: `basis = "svd"` and its control."""
+"""What one choice sets for others: the setting itself, `basis = "svd"`, `preset = "literal"`."""
 
 from __future__ import annotations
 
@@ -6,7 +6,23 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-__all__ = ["Preset", "preset"]
+__all__ = ["LITERAL", "Preset", "preset", "vertical_preset"]
+
+# No formula of the paper is public: the reconstruction, before anything was measured.
+LITERAL: dict[str, Any] = {
+    "head": "prototype",
+    "prior": "test",
+    "select": "class",
+    "unseen": "relations",
+    "share": "relations",
+    "rows": "aligned",
+    "prototypes": "ema",
+    "l_ct": 1.0,
+    "lower": 5,
+    "upper": 1,
+    "pull": 0.1,
+    "local_weight": 1.0,
+}
 
 
 @dataclass(frozen=True)
@@ -16,6 +32,7 @@ class Preset:
     top: dict[str, Any] = field(default_factory=dict)
     train: dict[str, Any] = field(default_factory=dict)
     h2tune: dict[str, Any] = field(default_factory=dict)
+    proto_evfl: dict[str, Any] = field(default_factory=dict)
     party: dict[str, Any] = field(default_factory=dict)
     refuses_alpha: bool = False
 
@@ -43,4 +60,13 @@ def preset(algorithm: str, h2tune: Mapping[str, Any]) -> Preset:
         },
         party={"rank": 32},
         refuses_alpha=own,
+    )
+
+
+def vertical_preset(proto_evfl: Mapping[str, Any]) -> Preset:
+    """Tables are small and learn in many short rounds; `preset = "literal"` sets the method."""
+    return Preset(
+        top={"rounds": 40},
+        train={"lr": 3e-3, "batch_size": 64, "weight_decay": 1e-3, "keep": "best"},
+        proto_evfl=dict(LITERAL) if proto_evfl.get("preset") == "literal" else {},
     )

@@ -10,7 +10,8 @@ from pydantic import ValidationError
 
 from python_api.config.keys import check_keys
 from python_api.config.messages import one_line
-from python_api.config.schema import Table
+from python_api.config.settings import Setting
+from python_api.config.table import Table
 from python_api.errors import InputError
 
 __all__ = ["Layers", "Reader"]
@@ -22,13 +23,18 @@ Layers = Sequence[
 
 
 class Reader:
-    """base: the folder that relative paths count from. source: the file's name in messages."""
+    """base: the folder that relative paths count from. source: the file's name in messages.
+
+    setting: which keys are known, and where.
+    """
+
+    setting: Setting = "tuning"
 
     def __init__(self, base: Path, source: str) -> None:
         self.base, self.source = base, source
 
     def keys(self, values: Mapping[str, Any], place: str, where: str) -> None:
-        check_keys(values, place, where, self.source)
+        check_keys(values, place, where, self.source, self.setting)
 
     def path(self, value: str) -> str:
         return str((self.base / Path(value).expanduser()).resolve())

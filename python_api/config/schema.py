@@ -6,186 +6,42 @@ path absolute and every party complete. A field's description is what `fedkernel
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from pydantic import Field
 
-from pydantic import BaseModel, ConfigDict, Field
+from python_api.config.schema_train import EvalConfig, TrainConfig
+from python_api.config.schema_tuning import (
+    SLOTS,
+    H2TuneConfig,
+    ModelConfig,
+    PartyConfig,
+    PretrainConfig,
+    TaskConfig,
+)
+from python_api.config.schema_vertical import (
+    DataConfig,
+    EncoderConfig,
+    ProtoEvflConfig,
+    VerticalPartyConfig,
+)
+from python_api.config.settings import Setting
+from python_api.config.table import Positive, Table
 
 __all__ = [
     "SLOTS",
+    "DataConfig",
+    "EncoderConfig",
     "EvalConfig",
     "H2TuneConfig",
     "ModelConfig",
     "PartyConfig",
     "PretrainConfig",
+    "ProtoEvflConfig",
     "RunConfig",
+    "Table",
     "TaskConfig",
     "TrainConfig",
+    "VerticalPartyConfig",
 ]
-
-SLOTS = ("q", "k", "v", "o", "gate", "up", "down")
-
-Positive = Annotated[int, Field(ge=1)]
-Count = Annotated[int, Field(ge=0)]
-Rate = Annotated[float, Field(gt=0, allow_inf_nan=False)]
-Weight = Annotated[float, Field(ge=0, allow_inf_nan=False)]
-Share = Annotated[float, Field(ge=0, lt=1)]
-
-
-class Table(BaseModel):
-    """A TOML table: frozen, no unknown key, no silent conversion of types."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
-
-
-class TrainConfig(Table):
-    """[train]: local training; every party may override every key."""
-
-    epochs: Positive = Field(1, description="passes over the party's data per round")
-    steps: Positive | None = Field(
-        None, description="optimiser steps per round, in place of epochs"
-    )
-    batch_size: Positive = Field(16, description="rows per forward pass")
-    accumulate: Positive = Field(1, description="a step takes batch_size * accumulate rows")
-    lr: Rate = Field(2e-3, description="learning rate of AdamW: A, B, T and shared tensors")
-    head_lr: Rate = Field(1e-2, description="learning rate of the private head")
-    schedule: Literal["constant", "cosine"] = Field(
-        "constant", description='"constant", or "cosine" over the whole run'
-    )
-    warmup: Count = Field(0, description="steps of linear warm-up")
-    weight_decay: Weight = Field(0.0, description="decay of A, B and the head")
-    clip: Weight = Field(1.0, description="largest gradient norm; 0 = no clipping")
-    max_length: Positive = Field(
-        128, description="tokens per item (768 for generation); longer texts lose their beginning"
-    )
-    adapters: bool = Field(True, description="false: all weights train")
-    precision: Literal["float32", "bfloat16"] = Field(
-        "float32", description='dtype of the frozen base: "float32" or "bfloat16"'
-    )
-    gradient_checkpointing: bool = Field(
-        False, description="recompute activations in the backward pass: less memory, more time"
-    )
-    class_weight: Literal["none", "balanced"] = Field(
-        "none", description='"balanced": classes weigh the same whatever their size'
-    )
-    keep: Literal["last", "best"] = Field(
-        "last", description='"best": the model that is best on the validation split'
-    )
-
-
-class EvalConfig(Table):
-    """[eval]: how parties are measured."""
-
-    every: Positive = Field(1, description="rounds between evaluations; the last is always one")
-    batch_size: Positive = Field(32, description="rows per forward pass")
-    limit: Count = Field(0, description="items per split; 0 = all")
-    max_new_tokens: Positive = Field(384, description="longest generated answer, in tokens")
-
-
-class H2TuneConfig(Table):
-    """[h2tune]: what the parties share, and how it is chosen and averaged."""
-
-    middle_rank: Positive = Field(
-        16, description="R: every shared middle matrix is R x R; no party's rank may exceed it"
-    )
-    basis: Literal["trained", "svd", "rotated"] = Field(
-        "trained",
-        description='"trained": A and B private and trained, as published; "svd": A and B frozen '
-        "to the base's own singular vectors, T shared among parties on one base",
-    )
-    share: Literal[True, False, "shuffled"] = Field(
-        True, description='false: own G comes back; "shuffled": a permuted one (controls)'
-    )
-    relation: Literal["depth", "free", "last"] = Field(
-        "depth", description="how a party's layers relate to the server's"
-    )
-    select: Literal["round", "every_step", "block"] = Field(
-        "round", description="when a party chooses its rank^2 entries of each middle matrix"
-    )
-    norm: Literal["small", "literal"] = Field("small", description="penalty on T")
-    alternate: Literal["step", "epoch", "joint"] = Field(
-        "step", description="how the shared and the private phase take turns"
-    )
-    upload: Literal["ridge", "transpose"] = Field(
-        "ridge", description="how a party's change is written back onto the server's layers"
-    )
-    aggregate: Literal["counts", "mean"] = Field(
-        "counts", description='"counts": by who trained each entry; "mean": the plain average'
-    )
-    weight: Literal["uniform", "samples"] = Field(
-        "uniform", description='weights of the parties: equal, or by "samples"'
-    )
-    min_replies: Count = Field(
-        0, description="parties that must answer; a round goes on without the rest; 0 = all"
-    )
-    norm_weight: Weight = Field(1e-3, description="weight of the penalty on T")
-    anchor_weight: Weight = Field(1.0, description="weight of the anchor to the last middle")
-    logit_weight: Weight = Field(1.0, description="weight of the term between the phases' logits")
-    ridge: Weight = Field(1e-2, description="mu = ridge * tr(P^T P) / L_k in the upload")
-    p_min: Rate = Field(
-        1e-2, description="floor of the counts, as a share of the smallest party weight"
-    )
-
-
-class PretrainConfig(Table):
-    """model.pretrain: language modelling that stands for the foundation model of a user."""
-
-    text: str | None = Field(
-        None, description='"own" (training texts, no labels), "builtin", "none", or a file'
-    )
-    steps: Count = Field(300, description="optimiser steps, cached by content")
-
-
-class ModelConfig(Table):
-    """party.model: a transformers checkpoint, or a small model built on the spot."""
-
-    kind: str | None = Field("llama", description="model family of transformers")
-    path: str | None = Field(None, description="a local checkpoint folder or a Hub name instead")
-    hidden_size: Positive = Field(64, description="width")
-    layers: Positive = Field(2, description="depth")
-    heads: Positive = Field(4, description="attention heads; must divide hidden_size")
-    config: dict[str, object] = Field(
-        default_factory=dict, description="further keys for the transformers config"
-    )
-    pretrain: PretrainConfig = Field(
-        default_factory=PretrainConfig, description="language modelling before the first round"
-    )
-    prompt: str = Field("auto", description='"auto", or a text that holds {question}')
-    shared: str | None = Field(None, description="the [models] name that it came from")
-
-
-class TaskConfig(Table):
-    """party.task: the party's private data."""
-
-    kind: Literal["classification", "generation"] = Field(
-        "classification", description='"classification" or "generation"'
-    )
-    data: str | None = Field(None, description='built-in data: "builtin:sentiment", topic, intent')
-    train: str | None = Field(None, description="file: .jsonl, .csv, .tsv or .parquet")
-    test: str | Share = Field(0.2, description="file, or share of the rows, by seed, stratified")
-    validation: str | Share = Field(0.1, description="file, or share of the training rows")
-    columns: tuple[str, ...] | None = Field(None, description="names, for a file without header")
-    text: tuple[str, ...] = Field((), description="text column, or a list joined by line breaks")
-    label: str | None = Field(None, description="label column")
-    question: str | None = Field(None, description="question column (generation)")
-    answer: str | None = Field(None, description="answer column (generation)")
-
-
-class PartyConfig(Table):
-    """[[party]], complete: its own keys over [defaults] over [train] over what is built in."""
-
-    name: str = Field(description="[A-Za-z0-9_-]+, unique")
-    rank: Positive = Field(8, description="rank of the adapters")
-    alpha: Rate = Field(16.0, description="the adapters' output is scaled by alpha / rank")
-    modules: Literal["all"] | tuple[str, ...] = Field(
-        "all", description='"all", or a list of slots: q k v o gate up down'
-    )
-    slots: dict[str, str] | None = Field(
-        None, description="layer names below a transformer layer, for a family not listed"
-    )
-    device: str | None = Field(None, description="this party's device")
-    train: TrainConfig = TrainConfig()
-    model: ModelConfig = ModelConfig()
-    task: TaskConfig = TaskConfig()
 
 
 class RunConfig(Table):
@@ -198,4 +54,22 @@ class RunConfig(Table):
     train: TrainConfig = TrainConfig()
     eval: EvalConfig = EvalConfig()
     h2tune: H2TuneConfig = H2TuneConfig()
-    parties: tuple[PartyConfig, ...] = ()
+    data: DataConfig | None = None
+    proto_evfl: ProtoEvflConfig = ProtoEvflConfig()
+    parties: tuple[PartyConfig, ...] | tuple[VerticalPartyConfig, ...] = ()
+
+    @property
+    def setting(self) -> Setting:
+        """Whether parties bring a model and a task ("tuning") or a table ("vertical")."""
+        tables = any(isinstance(party, VerticalPartyConfig) for party in self.parties)
+        return "vertical" if tables else "tuning"
+
+    @property
+    def tuning_parties(self) -> tuple[PartyConfig, ...]:
+        """The parties of a fine-tuning run; none in a vertical one."""
+        return tuple(party for party in self.parties if isinstance(party, PartyConfig))
+
+    @property
+    def vertical_parties(self) -> tuple[VerticalPartyConfig, ...]:
+        """The parties of a vertical run; none in a fine-tuning one."""
+        return tuple(party for party in self.parties if isinstance(party, VerticalPartyConfig))

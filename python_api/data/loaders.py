@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,13 +19,22 @@ SUFFIXES = (".jsonl", ".csv", ".tsv", ".parquet")
 class Rows(list[dict[str, str]]):
     """Rows with the file and the line each began at, for messages.
 
-    path: the file. lines: a line (or, in .parquet, row) number per row, from 1.
+    path: the file. lines: a line (or, in .parquet, row) number per row, from 1. names: the columns,
+    also those that hold no value in any row.
     """
 
-    def __init__(self, path: Path, rows: Sequence[dict[str, str]], lines: Sequence[int]) -> None:
+    def __init__(
+        self,
+        path: Path,
+        rows: Sequence[dict[str, str]],
+        lines: Sequence[int],
+        names: Iterable[str] | None = None,
+    ) -> None:
         super().__init__(rows)
         self.path = path
         self.lines = tuple(lines)
+        found = names if names is not None else (key for row in rows for key in row)
+        self.names = tuple(dict.fromkeys(found))
 
     def where(self, index: int) -> str:
         """`file:line` of row `index`."""
@@ -72,6 +81,7 @@ def _jsonl(path: Path, text: str, columns: Sequence[str] | None) -> Rows:
     if columns is not None:
         raise InputError(f"{path}: columns name the fields of .csv and .tsv; .jsonl has keys")
     rows, lines = [], []
+    names: dict[str, None] = {}
     # not splitlines(): JSON strings may hold U+2028 and the like
     for number, line in enumerate(text.split("\n"), 1):
         if not line.strip():
@@ -84,9 +94,10 @@ def _jsonl(path: Path, text: str, columns: Sequence[str] | None) -> Rows:
             ) from error
         if not isinstance(value, dict):
             raise InputError(f"{path}:{number}: {type(value).__name__}; expected an object")
+        names |= dict.fromkeys(value)
         rows.append({key: _text(v) for key, v in value.items() if v is not None})
         lines.append(number)
-    return Rows(path, rows, lines)
+    return Rows(path, rows, lines, names)
 
 
 def _table(path: Path, text: str, columns: Sequence[str] | None) -> Rows:
@@ -147,7 +158,8 @@ def _parquet(path: Path, columns: Sequence[str] | None) -> Rows:
         first = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise InputError(f"{path}: not a parquet file ({first[:120]})") from error
     rows = [{key: _text(v) for key, v in row.items() if v is not None} for row in values]
-    return Rows(path, rows, range(1, len(rows) + 1))
+    names = dict.fromkeys(key for row in values for key in row)
+    return Rows(path, rows, range(1, len(rows) + 1), names)
 
 
 def _text(value: Any) -> str:
