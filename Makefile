@@ -31,7 +31,8 @@ export FEDKERNELS_REQUIRE_EXT ?= 1
 endif
 endif
 
-.PHONY: install demo test test-slow test-gpu sanitize cuda-check triton-check bench lint format clean
+.PHONY: install demo test test-slow test-gpu sanitize cuda-check triton-check bench lint format clean \
+  evidence-proto-evfl
 
 install: $(STAMPS)/install
 
@@ -74,6 +75,10 @@ test-slow: $(STAMPS)/dev
 
 bench: $(STAMPS)/install
 	$(BIN)/fedkernels bench
+
+# Hours; a stopped one goes on. FEDKERNELS_DATA names the folder of the tables that are not built in.
+evidence-proto-evfl: $(STAMPS)/install
+	$(BIN)/python -m examples.evidence.proto_evfl
 
 lint: $(STAMPS)/dev
 	$(BIN)/ruff check .

@@ -141,6 +141,8 @@ def run_plans(
                 if (job.row, job.seed) not in ready:
                     tasks.append((job, plan.grid))
                     owners[job.folder] = sweeps[id(plan)]
+        # seed by seed through all of them: a sweep that is cut short has pairs everywhere
+        tasks.sort(key=lambda task: task[1].seeds.index(task[0].seed))
         total = sum(len(plan.jobs) for plan in plans)
         if len(tasks) < total:
             tell(f"{total - len(tasks)} of {total} runs are there already")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -51,7 +51,7 @@ class Plan:
 
 
 def make_plan(
-    source: Source,
+    source: Source | Callable[[int], Source],
     grid: Grid,
     out: Path | str,
     *,
@@ -60,20 +60,22 @@ def make_plan(
 ) -> Plan:
     """The runs of `grid` over `source`, without starting one.
 
+    source: a config, as `run` takes it, or a function that gives one for a seed.
     overrides: laid over the config below every row's own `set`.
 
     Errors: `InputError` of the first row that the config refuses.
     """
     out, jobs, configs = Path(out), [], {}
     for seed in grid.seeds:
+        given = source(seed) if callable(source) else source
         for row in grid.rows:
             laid = {**(overrides or {}), **row.set, "seed": seed}
-            config = _resolve(source, laid, row)
+            config = _resolve(given, laid, row)
             if row.name not in configs:
                 configs[row.name] = config
                 _check_parties(grid, row, config)
             folder = out / "runs" / f"{row.folder}-{seed}"
-            jobs.append(Job(row.name, seed, source, laid, folder, _hash(config), keep_folders))
+            jobs.append(Job(row.name, seed, given, laid, folder, _hash(config), keep_folders))
     return Plan(grid, out, tuple(jobs), configs)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -43,6 +44,14 @@ def test_what_makes_a_run_another_one(folder):
     config = folder / "c.toml"
     config.write_text(config.read_text().replace("steps = 1", "steps = 2"))
     assert all(value != data[key] for key, value in hashes(folder).items())
+
+
+def test_a_config_for_each_seed(folder):
+    def source(seed):
+        return tomllib.loads((folder / "c.toml").read_text()) | {"rounds": seed + 1}
+
+    plan = make_plan(source, load_grid("grid.toml"), "out")
+    assert [job.source["rounds"] for job in plan] == [1, 1, 2, 2]
 
 
 def test_overrides_lie_below_the_rows(folder):

@@ -160,7 +160,7 @@ def test_several_sweeps_at_once_without_their_folders(folder, runner):
     ]
     done = run_plans(plans, after=lambda made: seen.append(made.path.name))
     assert [made.path.name for made in done] == ["x", "y"] and len(runner.calls) == 8
-    assert seen == ["x"] * 4 + ["y"] * 4 + ["x", "y"]
+    assert seen == ["x", "x", "y", "y"] * 2 + ["x", "y"]  # seed by seed, then each at the end
     assert not list(Path("out").glob("*/runs/*")) and Path("out/y/figure.png").is_file()
 
 

@@ -1,0 +1,1 @@
+"""The evidence of an algorithm, by one command each: settings times rows times seeds."""
