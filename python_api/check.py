@@ -6,18 +6,19 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from python_api.config import ignored
 from python_api.errors import InputError
-from python_api.notices import notices
+from python_api.notices import device_notices, notices
 
 if TYPE_CHECKING:
+    from python_api.check_vertical import VerticalReport
     from python_api.config import PartyConfig, RunConfig
     from python_api.data.task import TaskData
     from python_api.models.estimate import Estimate
 
-__all__ = ["BASIS", "CheckReport", "PartyCheck", "check", "model_name", "preflight"]
+__all__ = ["BASIS", "CheckReport", "PartyCheck", "check", "check_tuning", "model_name", "preflight"]
 
 BASIS = {
     "trained": (
@@ -63,7 +64,20 @@ class CheckReport:
     warnings: tuple[str, ...]
 
 
-def check(config: RunConfig) -> CheckReport:
+def check(config: RunConfig) -> CheckReport | VerticalReport:
+    """`check_tuning` or `check_vertical`, by the setting of the config.
+
+    Raises:
+        InputError: the first thing that `run` would refuse.
+    """
+    if config.setting == "vertical":
+        from python_api.check_vertical import check_vertical
+
+        return check_vertical(config)
+    return check_tuning(config)
+
+
+def check_tuning(config: RunConfig) -> CheckReport:
     """Read all data, size up all models, and time one training-sized product; train nothing.
 
     Of a checkpoint only `config.json` is read. A missing device is a warning, not an error.
@@ -73,7 +87,7 @@ def check(config: RunConfig) -> CheckReport:
     """
     from python_api.models.estimate import estimate, round_bytes
 
-    data = preflight(config)
+    data = _preflight(config, here=False)
     lengths = {p.name: _lengths(p, data[p.name]) for p in config.tuning_parties}
     estimates: dict[str, Estimate] = {}
     for party in config.tuning_parties:
@@ -104,14 +118,24 @@ def check(config: RunConfig) -> CheckReport:
     return CheckReport(parties, _notes(config), (*told, *_warnings(config, estimates)))
 
 
-def preflight(config: RunConfig, *, here: bool = False) -> dict[str, TaskData]:
-    """Every party's data, after the algorithm, the data and `config.json` were looked at.
+def preflight(config: RunConfig, *, here: bool = False) -> None:
+    """Look at the algorithm, all data and `config.json`; train nothing.
 
     here: the run is to start on this machine: devices and weights must be there too.
 
     Raises:
         InputError: what the algorithm refuses, bad data, or a path that is no checkpoint.
     """
+    if config.setting == "vertical":
+        from python_api.check_vertical import preflight_vertical
+
+        preflight_vertical(config, here=here)
+    else:
+        _preflight(config, here=here)
+
+
+def _preflight(config: RunConfig, *, here: bool) -> dict[str, TaskData]:
+    """Every party's data."""
     from python_api.algorithms import make
     from python_api.algorithms.h2tune.party import check_alternation
     from python_api.data.task import load_task
@@ -225,13 +249,7 @@ def _notes(config: RunConfig) -> tuple[str, ...]:
 
 
 def _warnings(config: RunConfig, estimates: Mapping[str, Estimate]) -> tuple[str, ...]:
-    import torch
-
-    found: list[Any] = []
-    devices = {p.name: p.device or config.device for p in config.tuning_parties}
-    for name, device in devices.items():
-        if device.startswith("cuda") and not torch.cuda.is_available():
-            found.append(f"party.{name}: device {device} is not on this machine; run would exit 2")
+    found = list(device_notices(config))
     for party in config.tuning_parties:
         context = estimates[party.name].context
         if party.model.path is not None:

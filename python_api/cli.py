@@ -61,6 +61,7 @@ def run(
     from python_api.check import preflight
     from python_api.config import load_config, parse_set
     from python_api.run import run as start
+    from python_api.show import show_summary
 
     overrides, place = parse_set(set_ or ()), device.value if device else None
     # one line, before any progress shows
@@ -73,7 +74,7 @@ def run(
             device=place,
             overwrite=overwrite,
         )
-    _summary(done)
+    show_summary(done)
     print(f"report: {done.report}")
 
 
@@ -104,29 +105,11 @@ def check(
     """Find what is wrong, and what a run costs, without training."""
     from python_api.check import check as look
     from python_api.config import load_config, parse_set
+    from python_api.show import show_check
 
     resolved = load_config(source, parse_set(set_ or ()), device=device.value if device else None)
     report = look(resolved)
-    rows = []
-    for party in report.parties:
-        made = party.estimate
-        rows.append(
-            [
-                party.name,
-                party.model,
-                f"{made.parameters / 1e6:.2f} M",
-                str(party.rank),
-                f"{made.layers} x {' '.join(made.slots)}",
-                "/".join(map(str, party.rows)),
-                f"{100 * party.cut:.1f} %",
-                _size(party.bytes_down),
-                _size(party.bytes_up),
-                _size(made.peak_bytes),
-                f"{party.minutes:.1f}",
-            ]
-        )
-    names = "party|model|weights|rank|layers x slots|train/val/test|cut|down|up|memory|minutes"
-    _table(names.split("|"), rows, title=f"{resolved.algorithm}, {resolved.rounds} rounds")
+    show_check(report, title=f"{resolved.algorithm}, {resolved.rounds} rounds")
     for note in report.notes:
         print(note)
     for warning in report.warnings:
@@ -166,13 +149,15 @@ def predict(
 @app.command()
 def evaluate(folder: RunDir, party: PartyName, file: Table) -> None:
     """Measure a trained party on the rows of a file."""
+    from python_api.show import show_table
+
     trained, own, rows = _rows(folder, party, file)
     column = own.task.label if own.task.kind == "classification" else own.task.answer
     for index, row in enumerate(rows):
         if column not in row:
             raise InputError(f"{rows.where(index)}: no column {column!r}; found {', '.join(row)}")
     found = trained.evaluate(rows)
-    _table(["metric", "value"], [[name, f"{value:.4f}"] for name, value in found.items()])
+    show_table(["metric", "value"], [[name, f"{value:.4f}"] for name, value in found.items()])
 
 
 @app.command()
@@ -214,6 +199,7 @@ def sweep(
 ) -> None:
     """Run a config over seeds and rows: one table with paired intervals."""
     from python_api.config import parse_set
+    from python_api.show import show_table
     from python_api.sweep import collate, load_grid
     from python_api.sweep import sweep as start
     from python_api.sweep.drive import default_folder
@@ -229,7 +215,7 @@ def sweep(
             overrides=parse_set(set_ or ()),
             say=lambda line: print(line, file=sys.stderr, flush=True),
         )
-    _table(*cells(collate(done.lines, asked), asked), title=f"{asked.metric}, {asked.split}")
+    show_table(*cells(collate(done.lines, asked), asked), title=f"{asked.metric}, {asked.split}")
     for name in ("table.md", "figure.png", "rows.jsonl"):
         if (done.path / name).is_file():
             print(f"{name.split('.')[0]}: {done.path / name}")
@@ -370,56 +356,6 @@ def _rows(folder: Path, party: str, file: Path) -> tuple[Any, Any, Any]:
     own = next(p for p in done.config.tuning_parties if p.name == party)
     columns = own.task.columns if file.suffix in (".csv", ".tsv") else None
     return trained, own, read_rows(file, columns=columns)
-
-
-def _summary(done: Any) -> None:
-    """A row per party: what it is, accuracy before and after, bytes."""
-    from python_api.check import model_name
-
-    first: dict[str, float] = {}
-    for row in done.metrics:
-        if (row["metric"], row["split"]) == ("accuracy", "test"):
-            first.setdefault(row["party"], row["value"])
-    last = done.headline()
-    sent: dict[str, int] = {}
-    for row in done.traffic:
-        sent[row["party"]] = sent.get(row["party"], 0) + row["bytes"]
-    rows = [
-        [
-            party.name,
-            model_name(party),
-            str(party.rank),
-            party.task.data or party.task.kind,
-            f"{first[party.name]:.3f}" if party.name in first else "-",
-            f"{last[party.name]:.3f}" if party.name in last else "-",
-            _size(sent.get(party.name, 0)),
-        ]
-        for party in done.config.parties
-    ]
-    names = ["party", "model", "rank", "task", "before", "accuracy", "sent"]
-    _table(names, rows, title=f"{done.config.algorithm}: test accuracy")
-
-
-def _size(count: float) -> str:
-    for unit in ("B", "kB", "MB"):
-        if count < 1000:
-            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
-        count /= 1000
-    return f"{count:.1f} GB"
-
-
-def _table(names: list[str], rows: list[list[str]], *, title: str | None = None) -> None:
-    from rich.console import Console
-    from rich.table import Table as RichTable
-
-    table = RichTable(*names, title=title, title_justify="left")
-    for row in rows:
-        table.add_row(*row)
-    # a pipe or a log has no width of its own; tables are not cut there
-    console = Console()
-    if not console.is_terminal:
-        console = Console(width=max(console.width, 160))
-    console.print(table)
 
 
 if __name__ == "__main__":

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from python_api.config import RunConfig
 
-__all__ = ["notices"]
+__all__ = ["device_notices", "notices"]
 
 
 def notices(
@@ -27,7 +27,32 @@ def notices(
     >>> notices(config, rows={"topic": {"test": 0}}, slots={"sentiment": ["q"], "topic": ["v"]})[0]
     'party.topic.task.test: no test rows; topic is trained and never measured on a test split'
     """
+    if config.setting == "vertical":
+        return tuple(_unmeasured_tables(config, rows))
     return (*_unmeasured(rows), *_unshared(config, slots))
+
+
+def device_notices(config: RunConfig) -> tuple[str, ...]:
+    """Parties whose device is not on this machine."""
+    import torch
+
+    devices = {p.name: p.device or config.device for p in config.parties}
+    return tuple(
+        f"party.{name}: device {device} is not on this machine; run would exit 2"
+        for name, device in devices.items()
+        if device.startswith("cuda") and not torch.cuda.is_available()
+    )
+
+
+def _unmeasured_tables(config: RunConfig, rows: Mapping[str, Mapping[str, int]]) -> list[str]:
+    """All parties hold the same ids of test and validation."""
+    lines = []
+    if any(counts.get("test") == 0 for counts in rows.values()):
+        lines.append("data.test: no test rows; the run is never measured on a test split")
+    best = any(party.train.keep == "best" for party in config.parties)
+    if best and any(counts.get("validation") == 0 for counts in rows.values()):
+        lines.append('data.validation: no validation rows; keep = "best" keeps the last model')
+    return lines
 
 
 def _unmeasured(rows: Mapping[str, Mapping[str, int]]) -> list[str]:
