@@ -57,6 +57,7 @@ class Algorithm(ABC):
     """
 
     name: str
+    server: Party | None = None  # a party whose code runs at the server: kept like the others
 
     def __init__(self, config: RunConfig) -> None:
         self.config = config

@@ -132,14 +132,15 @@ def _run(
         recorder.check_stop()
     except KeyboardInterrupt as stop:
         raise Interrupted("stopped before the run began; nothing was written") from stop
-    told = {p.name: getattr(p, "rows", {}) for p in parties}
-    slots = {p.name: p.model.slots for p in parties if hasattr(p, "model")}
+    kept = parties if algorithm.server is None else [algorithm.server, *parties]
+    told = {p.name: getattr(p, "rows", {}) for p in kept}
+    slots = {p.name: p.model.slots for p in kept if hasattr(p, "model")}
     for line in notices(config, rows=told, slots=slots):
         recorder.log(f"warning: {line}")
     folder = RunFolder.create(
         path,
         config=dump(config),
-        environment=environment(manifest, parties, seed=config.seed),
+        environment=environment(manifest, kept, seed=config.seed),
         algorithm=config.algorithm,
         rounds=config.rounds,
         overwrite=overwrite,
@@ -147,7 +148,7 @@ def _run(
     )
     try:
         with log_to(folder, progress):
-            recorder.attach(folder, parties)
+            recorder.attach(folder, kept)
             federation = LocalFederation(
                 parties,
                 manifest,

@@ -91,7 +91,7 @@ class FedIT(Algorithm):
         )
 
     def run(self, federation: Federation, recorder: Any) -> None:
-        shared, needed = self.start, self.config.h2tune.min_replies
+        shared, needed = self.start, self.config.h2tune.min_replies or None
         federation.round = 0
         self.evaluate(federation, recorder, 0, "local")
         for round in range(1, self.config.rounds + 1):

@@ -108,7 +108,7 @@ class H2Tune(Algorithm):
         server = self._start(federation, recorder)
         for round in range(1, self.config.rounds + 1):
             federation.round = round
-            there = Attendance(federation, self.config.h2tune.min_replies)
+            there = Attendance(federation, self.config.h2tune.min_replies or None)
             self._download(there, server)
             if self.evaluates(round):
                 self.evaluate(there, recorder, round, "global")
@@ -117,7 +117,7 @@ class H2Tune(Algorithm):
                 self.evaluate(there, recorder, round, "local")
             state = self._update(federation, server, there.call("upload").ok)
             if round == self.config.rounds and self._by_base:
-                last = Attendance(federation, self.config.h2tune.min_replies)
+                last = Attendance(federation, self.config.h2tune.min_replies or None)
                 self._download(last, server)
                 self.evaluate(last, recorder, round, "global")
                 there.failed |= last.failed

@@ -1,0 +1,137 @@
+"""A party's lower level: the same code for a passive party and for the active one."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from python_api.algorithms.proto_evfl.own import OwnTerms, own_loss
+from python_api.algorithms.proto_evfl.prior import em_step, histogram, mixed
+from python_api.algorithms.proto_evfl.selection import select, soft_weights, survey
+from python_api.algorithms.vertical.active import Stream
+
+if TYPE_CHECKING:
+    from python_api.algorithms.vertical.local_head import LocalHead
+    from python_api.algorithms.vertical.party import EncoderParty
+    from python_api.config import ProtoEvflConfig
+
+__all__ = ["OwnRows", "prior_of"]
+
+EM_MOMENTUM = 0.1
+PSEUDO_SHARE = 0.5  # pseudo-labels are taken on the cheapest half
+
+
+def prior_of(kind: str, local: Tensor, world: Tensor, keys: ProtoEvflConfig) -> Tensor:
+    """The class prior that `prior` names for a source of rows: its own, the global, or a mixture.
+
+    With "none" the mixture still weighs the transport; it is only not added to logits.
+    """
+    lam = {"local": 1.0, "global": 0.0}.get(kind, keys.lam)
+    return mixed(local, world, lam=lam, floor=keys.floor, rule=keys.mix)
+
+
+@dataclass
+class OwnRows:
+    """The rows x (n, F) that a party alone holds, and what it knows about them.
+
+    y (n,): -1 without a label. prior (C,): of these rows, from labels or by EM. weights (C,): the
+    mixed prior. kept (n,): selected for the transport.
+    """
+
+    party: EncoderParty
+    keys: ProtoEvflConfig
+    x: Tensor
+    y: Tensor
+    l_ct: float
+    prior: Tensor = field(init=False)
+    weights: Tensor = field(init=False)
+    kept: Tensor = field(init=False)
+    table: Tensor = field(init=False)
+    soft: Tensor | None = None
+    guess: Tensor | None = None
+
+    def __post_init__(self) -> None:
+        classes, party = self.party.classes, self.party
+        self.labelled = bool((self.y >= 0).any())
+        even = torch.full((classes,), 1 / classes)
+        self.prior = histogram(self.y, classes) if self.labelled else even
+        self.weights = self.prior
+        self.kept = torch.ones(len(self.x), dtype=torch.bool)
+        self.table = torch.zeros(classes, 2, dtype=torch.int64)
+        rows = torch.arange(len(self.x))
+        self.stream = Stream(rows, seed=party.run.seed, party=party.name, purpose="own rows")
+
+    @property
+    def learns(self) -> bool:
+        """Whether a lower step has anything to learn from."""
+        return bool(len(self.x)) and (
+            self.labelled or self.l_ct > 0 or (self.keys.pseudo > 0 and self.guess is not None)
+        )
+
+    def look(self, head: LocalHead, world: Tensor, share: float) -> None:
+        """Once a round: prior by EM where there are no labels, mixed prior, costs, selection."""
+        party, keys = self.party, self.keys
+        party.encoder.eval()
+
+        def update(mass: Tensor, count: int) -> Tensor:
+            if not self.labelled:
+                self.prior = em_step(self.prior, mass.cpu(), count, EM_MOMENTUM)
+            return self._mixed(world).to(mass.device)
+
+        found = survey(
+            party.encode,
+            self.x,
+            head.prototypes.detach(),
+            self._mixed(world).to(party.device),
+            tau=keys.tau,
+            on_chunk=update,
+        )
+        self.weights = self._mixed(world)
+        cost, guess, sure = (v.cpu() for v in (found.cost, found.guess, found.sure))
+        found = type(found)(cost, guess, sure, found.mass.cpu())
+        self.kept = select(found, self.weights, rule=keys.select, share=share, g=keys.g)
+        self.soft = soft_weights(found) if keys.soft else None
+        if keys.pseudo:
+            half = select(found, self.weights, rule="cheapest", share=PSEUDO_SHARE)
+            self.guess = torch.where(half & (self.y < 0), guess, -1)
+        classes = party.classes
+        self.table = torch.stack(
+            [torch.bincount(g, minlength=classes) for g in (guess[self.kept], guess)], 1
+        )
+
+    def _mixed(self, world: Tensor) -> Tensor:
+        return prior_of(self.keys.prior, self.prior, world, self.keys)
+
+    def loss(self, head: LocalHead, visiting: Tensor | None, mask: Tensor | None = None) -> Tensor:
+        """Of one batch of own rows (own.py)."""
+        party, keys = self.party, self.keys
+        rows = self.stream.take(party.config.train.batch_size)
+        party.encoder.train()
+        h = party.encode(self.x[rows], noisy=True)
+        prior = self.weights.to(h.device)
+        corrected = keys.prior != "none"
+        return own_loss(
+            h,
+            self.y[rows].to(h.device),
+            self.kept[rows].to(h.device),
+            head=head,
+            visiting=visiting,
+            log_prior=prior.log() if corrected else torch.zeros_like(prior),
+            prior=prior,
+            terms=OwnTerms(keys.local_weight, self.l_ct, keys.pseudo, keys.tau, keys.rho),
+            mask=mask,
+            soft=None if self.soft is None else self.soft[rows].to(h.device),
+            guess=None if self.guess is None else self.guess[rows].to(h.device),
+        )
+
+
+def weight_of_transport(given: float | None, keys: ProtoEvflConfig, labelled: bool) -> float:
+    """`l_ct` of a party: its own key, that of [proto_evfl], else 1 with labels and 0 without."""
+    if given is not None:
+        return given
+    if keys.l_ct is not None:
+        return keys.l_ct
+    return 1.0 if labelled else 0.0

@@ -1,0 +1,1 @@
+"""Vertical federated learning: one table per party, one party with labels, rows joined by id."""

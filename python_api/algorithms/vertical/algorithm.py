@@ -1,0 +1,456 @@
+"""The rounds of a vertical run: match ids, train over the bus, measure."""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from python_api.algorithms.attendance import Attendance
+from python_api.algorithms.base import Algorithm
+from python_api.algorithms.vertical.active import ActiveParty, Stream, random_subset
+from python_api.algorithms.vertical.manifest import BASE
+from python_api.algorithms.vertical.measure import decision_metrics, leakage, nearest_row, plane
+from python_api.algorithms.vertical.party import PassiveParty
+from python_api.errors import InputError, RunFailed
+from python_api.federation.manifest import Manifest
+from python_api.federation.seeds import seed_for
+
+if TYPE_CHECKING:
+    from python_api.config import ProtoEvflConfig
+    from python_api.data.vertical import PartyData, VerticalData
+    from python_api.federation.bus import Federation, Party, Replies
+
+__all__ = ["Batch", "Vertical"]
+
+logger = logging.getLogger("fedkernels.vertical")
+CHUNK = 4096  # rows of one message of an evaluation
+LEAK_ROWS = 2000  # gradients kept for the measurement of what they tell
+
+
+@dataclass
+class Batch:
+    """Training rows of the active party. rows (B,), y (B,), present (B, M); aligned (B,): held by
+    another party too."""
+
+    rows: Tensor
+    y: Tensor
+    present: Tensor
+    aligned: Tensor
+
+
+class Vertical(Algorithm):
+    """The frame that all vertical algorithms fill in; by itself: split learning on aligned rows.
+
+    A cycle is `lower` steps of every party on its own rows and `upper` steps over the bus; a round
+    is as many cycles as give one pass over the active party's training rows, times `epochs`.
+
+    switches: keys of [proto_evfl] that the algorithm sets whatever the config says.
+    """
+
+    switches: ClassVar[Mapping[str, object]] = {}
+
+    @property
+    def keys(self) -> ProtoEvflConfig:
+        return self.config.proto_evfl.model_copy(update=dict(self.switches))
+
+    def check(self) -> None:
+        most, given = len(self.config.parties), self.config.proto_evfl.min_replies
+        if given > most:
+            raise InputError(
+                f"proto_evfl.min_replies: {given} is above the number of parties; "
+                f"expected 0 (all) to {most}, the active one counted"
+            )
+
+    # ---- building ---------------------------------------------------------------------------
+
+    def parties(self, recorder: Any) -> list[Party]:
+        from python_api.data.vertical import load_vertical
+
+        self.data: VerticalData = load_vertical(self.config)
+        for note in self.data.notes:
+            recorder.log(note)
+        return list(self.build(self.data))
+
+    def build(self, data: VerticalData) -> list[PassiveParty]:
+        """The active party as `server`, and the passive ones."""
+        self.data = data
+        configs = {party.name: party for party in self.config.parties}
+        name = next(party.name for party in self.config.parties if party.active)
+        self.server = ActiveParty(configs[name], self.config, data, self.keys)
+        self.members = [
+            self.make_member(configs[other], _blind(data.parties[other]), len(data.labels))
+            for other in data.parties
+            if other != name
+        ]
+        self.place = self.server.fusion.place
+        self.best: dict[str, Any] | None = None
+        self.sent: dict[str, list[tuple[Tensor, Tensor]]] = {}
+        return self.members
+
+    def make_member(self, party: Any, data: Any, classes: int) -> PassiveParty:
+        return PassiveParty(party, self.config, data, classes)
+
+    def manifest(self) -> Manifest:
+        return Manifest(BASE)
+
+    # ---- rounds -----------------------------------------------------------------------------
+
+    def run(self, federation: Federation, recorder: Any) -> None:
+        self.recorder = recorder
+        with torch.random.fork_rng(devices=[]):
+            federation.round = 0
+            self.there = self._attendance(federation)
+            self.match()
+            self.begin_run()
+            self.measure(0)
+            for round in range(1, self.config.rounds + 1):
+                federation.round = round
+                self.there = self._attendance(federation)
+                torch.manual_seed(seed_for(self.config.seed, round, self.server.name, "train"))
+                self.sent = {}
+                self.begin_round(round)
+                self._train(round)
+                self.end_round(round)
+                if self.evaluates(round):
+                    self.measure(round)
+                recorder.round_done(round, self.state(round) | self.there.state())
+
+    def _attendance(self, federation: Federation) -> Attendance:
+        """`min_replies` counts the active party, which always answers; 0: all must answer."""
+        given = self.config.proto_evfl.min_replies
+        return Attendance(federation, given - 1 if given else None)
+
+    def _train(self, round: int) -> None:
+        lower, upper = self.cycle
+        cycles = self.cycles
+        steps, step, loss = cycles * (lower + upper), 0, 0.0
+        for _ in range(cycles):
+            for number in range(lower + upper):
+                loss = self.lower_step() if number < lower else self.upper_step()
+                if not math.isfinite(loss):
+                    raise RunFailed(f"round {round}: the loss is {loss}; a smaller lr may help")
+                step += 1
+                self.server.passes += 1
+                self.recorder.progress(
+                    party=self.server.name, round=round, step=step, steps=steps, loss=loss
+                )
+
+    @property
+    def cycle(self) -> tuple[int, int]:
+        """(lower, upper) steps. Without a lower level its steps are upper ones: equal passes."""
+        return 0, self.keys.lower + self.keys.upper
+
+    @property
+    def cycles(self) -> int:
+        """Of one round; every step, lower or upper, takes `batch_size` rows of the active party."""
+        train = self.server.config.train
+        rows = int((self.server.y["train"] >= 0).sum())
+        steps = train.steps or train.epochs * math.ceil(rows / train.batch_size)
+        return max(1, math.ceil(steps / sum(self.cycle)))
+
+    def match(self) -> None:
+        """Sends the passive parties the ids, in the clear, and learns who has which."""
+        for part, split in self.server.splits.items():
+            replies = self.call("match", {"split": part, "ids": list(split.ids)})
+            for name, reply in replies.ok.items():
+                self.server.present[part][:, self.place[name]] = reply["present"]
+
+    def begin_run(self) -> None:
+        """The streams of batches: aligned rows, and the active party's own."""
+        labelled = self.server.y["train"] >= 0
+        aligned = self.server.aligned()
+        make = {"seed": self.config.seed, "party": self.server.name}
+        both, own = (labelled & aligned), (labelled & ~aligned)
+        self.streams = {
+            "aligned": Stream(both.nonzero()[:, 0], purpose="aligned rows", **make),
+            "own": Stream(own.nonzero()[:, 0], purpose="own rows", **make),
+        }
+
+    def begin_round(self, round: int) -> None:
+        """Before the steps of a round."""
+
+    def end_round(self, round: int) -> None:
+        """After them."""
+
+    def call(self, op: str, payloads: Any = None) -> Replies:
+        """To the parties that are still there; one that fails sits out the rest of the round."""
+        before = set(self.there.parties)
+        if isinstance(payloads, dict) and payloads and set(payloads) <= set(self.place):
+            payloads = {name: payloads[name] for name in self.there.parties if name in payloads}
+            replies = self.there.call(op, payloads, to=tuple(payloads))
+        else:
+            replies = self.there.call(op, payloads)
+        for name in before - set(self.there.parties):
+            logger.warning("party %r is masked for the rest of the round", name)
+        return replies
+
+    # ---- a step over the bus ----------------------------------------------------------------
+
+    def batch(self) -> Batch:
+        """`batch_size` rows, of which max(1/2, their share) are aligned."""
+        aligned, own = self.streams["aligned"], self.streams["own"]
+        size, total = self.server.config.train.batch_size, len(aligned) + len(own)
+        share = max(0.5, len(aligned) / max(1, total))
+        count = size if not len(own) else round(size * share)
+        count = min(count, len(aligned)) if self.keys.rows == "aligned" else count
+        return self._batch(aligned.take(count), own.take(size - count))
+
+    def _batch(self, aligned: Tensor, own: Tensor) -> Batch:
+        rows = torch.cat([aligned, own])
+        server = self.server
+        told = torch.arange(len(rows)) < len(aligned)
+        return Batch(rows, server.y["train"][rows], server.present["train"][rows], told)
+
+    def embed(self, batch: Batch) -> tuple[Tensor, Tensor, dict[str, tuple[Tensor, Tensor]]]:
+        """(h (B, M, d), present (B, M), per passive party its leaf and the rows it stands for)."""
+        present = batch.present.clone()
+        asked = {
+            member: present[:, self.place[member]].nonzero()[:, 0] for member in self.there.parties
+        }
+        asked = {name: at for name, at in asked.items() if len(at)}
+        payloads = {name: {"rows": batch.rows[at]} for name, at in asked.items()}
+        replies = self.call("embed", payloads) if payloads else None
+        there = replies.ok if replies is not None else {}
+        for name, m in self.place.items():
+            if name != self.server.name and name not in there:
+                present[:, m] = False
+        self.server.encoder.train()
+        own = self.server.encode(self.server.splits["train"].x[batch.rows], noisy=True)
+        columns: list[Tensor] = [own] * len(self.place)
+        leaves: dict[str, tuple[Tensor, Tensor]] = {}
+        for name, m in self.place.items():
+            if name == self.server.name:
+                continue
+            column = own.new_zeros(own.shape)
+            if name in there:
+                sent = there[name]["h"]
+                assert isinstance(sent, Tensor)
+                leaf = sent.to(own.device).requires_grad_()
+                leaves[name] = leaf, asked[name]
+                column = column.index_copy(0, asked[name].to(own.device), leaf)
+            columns[m] = column
+        return torch.stack(columns, 1), present, leaves
+
+    def upper_step(self) -> float:
+        """One batch over the bus: representations up, their gradients down, everybody steps."""
+        self.server.fusion.train()
+        batch = self.batch()
+        h, present, leaves = self.embed(batch)
+        loss = self.upper_loss(h, present, batch)
+        loss.backward()
+        grads = {}
+        for name, (leaf, at) in leaves.items():
+            grad = torch.zeros_like(leaf) if leaf.grad is None else leaf.grad
+            self._remember(name, grad, batch.y[at])
+            grads[name] = {"grad": self.outgoing(grad).cpu()}
+        if grads:
+            self.call("backward", grads)
+        self.server.optimizer.step()
+        return float(loss.detach())
+
+    def outgoing(self, grad: Tensor) -> Tensor:
+        """The gradient (b, d) as it is sent to a passive party."""
+        return grad
+
+    def _remember(self, name: str, grad: Tensor, y: Tensor) -> None:
+        kept = self.sent.setdefault(name, [])
+        if sum(len(y) for _, y in kept) < LEAK_ROWS:
+            kept.append((grad.detach().cpu().clone(), y))
+
+    def upper_loss(self, h: Tensor, present: Tensor, batch: Batch) -> Tensor:
+        """Cross-entropy of the fused head on aligned rows."""
+        return self.fused_loss(h, present, batch.y, batch.aligned)
+
+    def fused_loss(self, h: Tensor, present: Tensor, y: Tensor, aligned: Tensor) -> Tensor:
+        """Mean cross-entropy; each row's logits are shifted by the log prior of its source."""
+        logits = self.server.fusion.logits(h, present) + self.shift(aligned)
+        seen = self.server.seen
+        if seen is not None:
+            logits = logits.masked_fill(~seen, -torch.inf)
+        return F.cross_entropy(logits, y, weight=self.class_weight(), ignore_index=-1)
+
+    def class_weight(self) -> Tensor | None:
+        return None
+
+    def shift(self, aligned: Tensor) -> Tensor | float:
+        """(B, C) added to the logits in training; aligned (B,) bool says where a row comes from."""
+        return 0.0
+
+    def lower_step(self) -> float:
+        """One step of every party on its own rows; returns the active party's loss."""
+        raise NotImplementedError
+
+    def masked_copies(self, h: Tensor, present: Tensor, at: Tensor) -> tuple[Tensor, Tensor]:
+        """Rows `at` (bool) once more, each with a random part of its parties."""
+        kept = random_subset(present[at])
+        return h[at] * kept[:, :, None].to(h), kept
+
+    # ---- measuring --------------------------------------------------------------------------
+
+    @torch.no_grad()
+    def represent(self, part: str) -> tuple[Tensor, Tensor]:
+        """(h (n, M, d), present (n, M)) of one split, without noise."""
+        server = self.server
+        present, n = server.present[part].clone(), len(server.splits[part].ids)
+        h = torch.zeros(n, len(self.place), server.width)
+        server.encoder.eval()
+        for start in range(0, n, CHUNK):
+            rows = torch.arange(start, min(n, start + CHUNK))
+            h[rows, self.place[server.name]] = server.encode(server.splits[part].x[rows]).cpu()
+            asked = {}
+            for name in self.there.parties:
+                held = rows[present[rows, self.place[name]]]
+                if len(held):
+                    asked[name] = held
+            payloads = {name: {"split": part, "rows": held} for name, held in asked.items()}
+            replies = self.call("evaluate", payloads) if payloads else None
+            for name, held in asked.items():
+                m = self.place[name]
+                if replies is not None and name in replies.ok:
+                    h[held, m] = replies.ok[name]["h"]  # type: ignore[assignment]
+        for name, m in self.place.items():
+            if name != server.name and name not in self.there.parties:
+                present[:, m] = False
+        return h.to(server.device), present
+
+    @torch.no_grad()
+    def measure(self, round: int) -> None:
+        """Metric rows of a round; with keep = "best", test rows are those of the best round so far
+        by validation."""
+        server = self.server
+        server.fusion.eval()
+        rows: list[tuple[str, str, str, float]] = []
+        validation: dict[str, float] = {}
+        for part in ("validation", "test"):
+            usable = server.y[part] >= 0
+            if not bool(usable.any()):
+                continue
+            h, present = (value[usable] for value in self.represent(part))
+            y = server.y[part][usable]
+            scores = self.decide(h, present).cpu()
+            found = decision_metrics(scores, y, server.labels, server.unseen)
+            rows += [(server.name, part, name, value) for name, value in found.items()]
+            if part == "validation":
+                validation = found
+                continue
+            gates = server.fusion.gates(h, present).cpu()
+            self.looked = {"h": h.cpu(), "y": y, "present": present, "gates": gates}
+            for name, m in self.place.items():
+                at = present[:, m]
+                rows.append((name, part, "gate", float(gates[:, m].mean())))
+                if bool(at.any()):
+                    alone = decision_metrics(server.fusion.alone(h[at], m).cpu(), y[at], ())
+                    for metric in ("accuracy", "balanced_accuracy"):
+                        rows.append((name, part, f"local_{metric}", alone[metric]))
+        passes = {member.name: member.passes for member in self.members}
+        passes[server.name] = server.passes
+        rows += [(name, "train", "passes", float(count)) for name, count in passes.items()]
+        for name, part, metric, value in self._kept_rows(round, rows, validation):
+            self.recorder.metric(
+                round=round, party=name, phase="global", split=part, metric=metric, value=value
+            )
+
+    def _kept_rows(
+        self, round: int, rows: list[tuple[str, str, str, float]], validation: Mapping[str, float]
+    ) -> list[tuple[str, str, str, float]]:
+        """`rows`, their test part that of the round that is kept."""
+        if self.server.config.train.keep != "best" or not validation:
+            return rows
+        rank = (
+            validation.get("auc", validation["balanced_accuracy"]),
+            -validation["loss"],
+        )
+        if self.best is None or rank > self.best["rank"]:
+            test = [row for row in rows if row[1] == "test"]
+            self.best = {"rank": rank, "round": round, "test": test}
+            self.call("keep")
+            self.server.keep({})
+        return [row for row in rows if row[1] != "test"] + self.best["test"]
+
+    def decide(self, h: Tensor, present: Tensor) -> Tensor:
+        """(n, C) scores, the largest is the decision."""
+        return self.server.fusion.scores(h, present)
+
+    # ---- what a report reads ----------------------------------------------------------------
+
+    def state(self, round: int) -> dict[str, object]:
+        """The server's part of a checkpoint, and what the report shows of this round."""
+        server = self.server
+        told: dict[str, object] = {
+            "labels": list(server.labels),
+            "ids": dict(self.data.counts),
+            "notes": list(self.data.notes),
+            "privacy": self.privacy(),
+        }
+        if self.best is not None:
+            told["best_round"] = self.best["round"]
+        looked = getattr(self, "looked", None)
+        if looked is not None:
+            told |= self._pictures(looked)
+        if round == self.config.rounds:
+            told |= self._leaks()
+        return told
+
+    def _pictures(self, looked: Mapping[str, Tensor]) -> dict[str, object]:
+        told: dict[str, object] = {}
+        h, y, present, gates = (looked[key] for key in ("h", "y", "present", "gates"))
+        classes = len(self.server.labels)
+        for name, m in self.place.items():
+            by_class = torch.zeros(classes)
+            for c in range(classes):
+                at = y == c
+                if bool(at.any()):
+                    by_class[c] = gates[at, m].mean()
+            told[f"gate/{name}"] = by_class
+            at = present[:, m]
+            if int(at.sum()) >= 3:
+                mu = self.server.fusion.local[m].prototypes.detach().cpu()
+                rows, labels, marks = plane(h[at, m], y[at], mu)
+                told |= {
+                    f"plane/{name}/rows": rows.contiguous(),
+                    f"plane/{name}/labels": labels.contiguous(),
+                    f"plane/{name}/prototypes": marks.contiguous(),
+                }
+        return told
+
+    def _leaks(self) -> dict[str, object]:
+        """Measured here because labels are: see docs/federation.md."""
+        told: dict[str, object] = {}
+        for member in self.members:
+            found: dict[str, float] = {}
+            if self.sent.get(member.name):
+                grads, labels = (
+                    torch.cat(part) for part in zip(*self.sent[member.name], strict=True)
+                )
+                at = labels >= 0
+                found = leakage(grads[at], labels[at], len(self.server.labels))
+            found |= self.prototype_leak(member)
+            if found:
+                told[f"leak/{member.name}"] = found
+        return told
+
+    def prototype_leak(self, member: PassiveParty) -> dict[str, float]:
+        """How close what a party shares lies to one of its rows; empty where nothing is."""
+        return {}
+
+    def privacy(self) -> list[str]:
+        """Sentences on protection that the report prints."""
+        return []
+
+
+def _blind(data: PartyData) -> PartyData:
+    """Without what the simulation alone knows."""
+    return replace(data, truth=torch.empty(0, dtype=torch.int64))
+
+
+def prototype_distances(prototypes: Tensor, h: Tensor) -> dict[str, float]:
+    """`nearest_row` under the names that the report reads."""
+    shared, between = nearest_row(prototypes, h)
+    return {"prototype_distance": shared, "row_distance": between}
