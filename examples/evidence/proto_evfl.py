@@ -7,7 +7,7 @@
 It stands among the examples, not the benchmarks: it is a recipe over the public sweep, to be copied
 for one's own data, and neither times kernels nor is installed.
 
-OUT holds a sweep per setting, tables.md (a table per group of settings, written after every run),
+OUT holds a sweep per setting, tables.md (a table per group of settings, written every two minutes),
 rows.jsonl (a line per run) and figures. A stopped run goes on where it was; --fresh takes ten other
 seeds into a folder of its own, for a row that was chosen on the first ten. The credit tables are
 read from the folder `credit` (guest.csv, host.csv) below FEDKERNELS_DATA.
@@ -142,7 +142,7 @@ def run(args: argparse.Namespace) -> int:
     def after(done: Sweep) -> None:
         nonlocal last
         sweeps[done.path.name] = done
-        if time.monotonic() - last > 30:
+        if time.monotonic() - last > 120:
             last = time.monotonic()
             write_results(out, found, sweeps)
 

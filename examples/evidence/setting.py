@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from python_api.sweep import Difference, Grid, Row, Sweep, collate
@@ -34,7 +34,7 @@ class Setting:
     also: tuple[str, ...] = ()
     passive: int = 1
     rounds: int = 40
-    seconds: float = 10.0
+    seconds: float = 9.0
     keep_folders: bool = False
 
     def grid(self, seeds: Sequence[int]) -> Grid:
@@ -56,19 +56,19 @@ def group_table(settings: Sequence[Setting], sweeps: Mapping[str, Sweep]) -> str
         told = ["before training", *(_number(before.get(at), 3) for at in columns)]
         table.append([*told, *[""] * (len(names) - len(told))])
     for row in found:
+        whole = all(at in row.means for at in columns)  # else its mean is one of other settings
         runs = [run for at, own in lines.items() if at[0] == row.row for run in own]
         table.append(
             [
                 row.row,
                 *(_cell(row.means.get(at), row.by_party.get(at)) for at in columns),
-                *([_cell(row.mean, row.difference)] if pooled else []),
+                *([_cell(row.mean, row.difference) if whole else "-"] if pooled else []),
                 *(_number(row.also.get(name), 3) for name in first.also),
                 _number(_median(runs, "seconds", first.rounds), 3),
                 _number(_median(runs, "bytes", 1e6 * first.rounds * first.passive), 3),
                 _number(_median(runs, "passes"), 0),
             ]
         )
-    counts = sorted({sum(seed == at[1] for at in lines) for seed in grid.seeds})
     seeds = [seed for seed in grid.seeds if any(at[1] == seed for at in lines)]
     head = [
         f"### {first.group}",
@@ -78,7 +78,8 @@ def group_table(settings: Sequence[Setting], sweeps: Mapping[str, Sweep]) -> str
         + (" (all settings: over seeds and settings)." if pooled else "."),
         "",
     ]
-    if len(counts) > 1 or any(row.seeds < len(grid.seeds) for row in found):
+    wanted = sum(len(setting.rows) for setting in settings) * len(grid.seeds)
+    if sum(map(len, lines.values())) < wanted:
         head[2:2] = ["Not all runs are done: rows may stand on fewer seeds.", ""]
     return "\n".join([*head, *("| " + " | ".join(row) + " |" for row in table)]) + "\n"
 
@@ -97,7 +98,8 @@ def merged(
             told = slim(own, setting)
             if told is not None:
                 lines.setdefault(at, []).append(told | {"party": setting.column})
-    return lines, sweeps[settings[0].name].grid
+    rows = {row.name: row for setting in settings for row in setting.rows}
+    return lines, replace(sweeps[settings[0].name].grid, rows=tuple(rows.values()))
 
 
 def slim(lines: Sequence[Mapping[str, Any]], setting: Setting) -> dict[str, Any] | None:

@@ -204,3 +204,16 @@ def test_the_gate_over_the_rounds(tmp_path):
     )
     write_gate_figure(tmp_path / "figures" / "gate.png", rounds, found)
     assert (tmp_path / "figures" / "gate.png").read_bytes()[:4] == b"\x89PNG"
+
+
+def test_rows_of_some_settings_only_have_no_pooled_mean():
+    few, more = setting("d2", "2 %"), setting("d10", "10 %", rows=(*ROWS, Row("part")))
+    sweeps = {
+        "d2": sweep_of(few, {"base": [0.5, 0.6], "ours": [0.6, 0.7]}),
+        "d10": sweep_of(more, {"base": [0.8, 0.9], "ours": [0.8, 0.8], "part": [0.7, 0.8]}),
+    }
+    text = group_table([few, more], sweeps)
+    part = text.splitlines()[-1].split(" | ")
+    assert part[0] == "| part" and part[1] == "-" and part[3] == "-"
+    assert part[2] == "0.750 (-0.100 [-0.100, -0.100])"
+    assert "Not all runs are done" not in text
