@@ -180,8 +180,9 @@ class Columns:
 
     @staticmethod
     def _has(source: str, rows: Sequence[Mapping[str, str]]) -> None:
-        names = rows.names if isinstance(rows, Rows) else {key for row in rows for key in row}
-        if rows and source not in names:
+        known = source in rows.names if isinstance(rows, Rows) else any(source in r for r in rows)
+        if rows and not known:
+            names = rows.names if isinstance(rows, Rows) else {key for row in rows for key in row}
             where = f"{rows.path}" if isinstance(rows, Rows) else "rows"
             raise InputError(f"{where}: no column {source!r}; found {_listed(sorted(names))}")
 
@@ -209,12 +210,12 @@ def kinds_of(rows: Rows, columns: Sequence[str], categorical: Sequence[str]) -> 
 def _kind(rows: Rows, column: str, forced: bool) -> str:
     texts = [_value(row, column) for row in rows]
     given = [text for text in texts if text is not None]
+    if not forced and _all_numbers(given):
+        return "number"
     numbers = [text for text in given if NUMBER.fullmatch(text)]
     for index, text in enumerate(texts):
         if text is not None and not forced and _infinite(text):
             raise InputError(f"{rows.where(index)}: {column} = {text!r}; expected a finite number")
-    if len(numbers) == len(given) and not forced:
-        return "number"
     if not forced and len(numbers) >= MOSTLY * len(given):
         index = next(i for i, t in enumerate(texts) if t is not None and not NUMBER.fullmatch(t))
         raise InputError(
@@ -230,8 +231,17 @@ def _kind(rows: Rows, column: str, forced: bool) -> str:
     return "category"
 
 
+def _all_numbers(given: Sequence[str]) -> bool:
+    """Whether all are finite numbers; the common case, without a look at each."""
+    try:
+        finite = all(map(math.isfinite, map(float, given)))
+    except ValueError:
+        return False
+    return finite and "_" not in "".join(given)  # Python's 1_000
+
+
 def _infinite(text: str) -> bool:
-    """1e999 too."""
+    """`inf`, and what is too large for a float: 1e999."""
     if NUMBER.fullmatch(text):
         return math.isinf(float(text))
     return INFINITE.fullmatch(text) is not None
@@ -239,12 +249,17 @@ def _infinite(text: str) -> bool:
 
 def _value(row: Mapping[str, str], column: str) -> str | None:
     text = row.get(column)
-    return None if text is None or is_missing(str(text)) else str(text).strip()
+    if text is None:
+        return None
+    text = str(text).strip()
+    return None if text.lower() in MISSING else text
 
 
 def _numbers_only(
     source: str, texts: Sequence[str | None], rows: Sequence[Mapping[str, str]]
 ) -> None:
+    if _all_numbers([text for text in texts if text is not None]):
+        return
     for index, text in enumerate(texts):
         if text is not None and (not NUMBER.fullmatch(text) or _infinite(text)):
             where = rows.where(index) if isinstance(rows, Rows) else f"row {index + 1}"
