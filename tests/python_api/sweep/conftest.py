@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 import sys
 from pathlib import Path
 from types import SimpleNamespace
@@ -15,6 +16,21 @@ name = "{name}"
 rank = 2
 model = {{ hidden_size = 16, layers = 1, heads = 2, pretrain = "none" }}
 task = {{ train = "rows.csv", text = "text", label = "label" }}
+"""
+TABLES = """
+algorithm = "proto_evfl"
+rounds = 2
+[data]
+label = "kind"
+[[party]]
+name = "left"
+active = true
+table = "left.csv"
+id = "id"
+[[party]]
+name = "right"
+table = "right.csv"
+id = "id"
 """
 GRID = """
 seed = [0, 1]
@@ -48,6 +64,17 @@ def folder(tmp_path, monkeypatch):
     (tmp_path / "c.toml").write_text(head + PARTY.format(name="a") + PARTY.format(name="b"))
     (tmp_path / "grid.toml").write_text(GRID)
     return tmp_path
+
+
+@pytest.fixture
+def tables(folder):
+    """t.toml, whose runs take no models of language: the processes of a pool start sooner."""
+    draw = random.Random(0)
+    for name, label in (("left", ",kind"), ("right", "")):
+        rows = [f"{n},{draw.gauss(n % 2, 1):.3f}" + f",{n % 2}" * bool(label) for n in range(60)]
+        (folder / f"{name}.csv").write_text("\n".join([f"id,x{label}", *rows]) + "\n")
+    (folder / "t.toml").write_text(TABLES)
+    return folder
 
 
 @pytest.fixture

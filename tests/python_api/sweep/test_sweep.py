@@ -164,16 +164,16 @@ def test_several_sweeps_at_once_without_their_folders(folder, runner):
     assert not list(Path("out").glob("*/runs/*")) and Path("out/y/figure.png").is_file()
 
 
-def test_processes_run_real_runs(folder):
-    """Two processes, four runs: equal to runs by themselves, without reports."""
-    done = sweep("c.toml", "grid.toml", out="out", jobs=2, overrides={"rounds": 2})
-    assert not done.failed and len(rows(folder)) == 8
+def test_processes_run_real_runs(tables):
+    """Two processes, four runs, with the models of the last round and without reports."""
+    done = sweep("t.toml", "grid.toml", out="out", jobs=2)
+    assert not done.failed and len(rows(tables)) == 8
     kept = load("out/runs/fast-1")
     assert kept.config.train.lr == 1e-2 and kept.config.seed == 1
-    assert kept.headline() == {
-        line["party"]: line["value"] for line in done.lines["fast", 1] if line["row"] == "fast"
-    }
-    assert not kept.report.exists() and kept.parties == ("a", "b")
+    left, right = done.lines["fast", 1]
+    assert kept.headline() == {"left": left["value"]} and right["value"] is None
+    assert left["passes"] > 0 and left["bytes"] > 0
+    assert not kept.report.exists() and kept.parties == ("left", "right")
     assert [p.name for p in (kept.path / "checkpoints").iterdir()] == ["round-000002"]
 
 
@@ -193,26 +193,35 @@ def test_a_process_that_dies_fails_its_run_only(folder):
     assert sorted(found) == ["x", "y", "z"]  # the third in a process that took the place of one
 
 
-def test_ctrl_c_stops_the_runs_in_hand(folder):
+def test_ctrl_c_stops_the_runs_in_hand(tables):
     root = str(Path(__file__).parents[3])
-    config = folder / "c.toml"
-    config.write_text(config.read_text().replace("steps = 1", "steps = 100000"))
+    config = tables / "t.toml"
+    config.write_text(config.read_text().replace("rounds = 2", "rounds = 1000000"))
     path = os.pathsep.join([root, os.environ.get("PYTHONPATH", "")])
-    with (folder / "err").open("w") as err:
+    with (tables / "err").open("w") as err:
         process = subprocess.Popen(
-            [sys.executable, "-m", "python_api.cli", *COMMAND, "--jobs", "2"],
+            [
+                sys.executable,
+                "-m",
+                "python_api.cli",
+                "sweep",
+                "t.toml",
+                *COMMAND[2:],
+                "--jobs",
+                "2",
+            ],
             stdout=subprocess.DEVNULL,
             stderr=err,
             env=os.environ | {"PYTHONPATH": path, "OMP_NUM_THREADS": "1"},
         )
         end = time.monotonic() + 100
-        runs = folder / "out" / "runs"
+        runs = tables / "out" / "runs"
         while len(list(runs.glob("*-0/metrics.jsonl"))) < 2 and time.monotonic() < end:
-            assert process.poll() is None, (folder / "err").read_text()
+            assert process.poll() is None, (tables / "err").read_text()
             time.sleep(0.05)
         process.send_signal(signal.SIGINT)
         assert process.wait(timeout=60) == 130
-    said = (folder / "err").read_text()
+    said = (tables / "err").read_text()
     assert said.splitlines()[-1] == "interrupted; 0 of 4 runs are done, the same command goes on"
     assert said.count("stopping") == 1 and "Traceback" not in said
     for status in runs.glob("*/status.json"):
