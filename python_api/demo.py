@@ -112,9 +112,9 @@ def _speed(
 
 def _summary(folders: Sequence[Path], report: Path, *, seconds: float) -> list[str]:
     """The headline per party, and what to type next."""
+    from python_api.report.formats import percent, seconds_text
     from python_api.report.numbers import headline
     from python_api.report.reading import read_run
-    from python_api.report.words import percent, seconds_text
 
     runs = [read_run(folder) for folder in folders]
     lines = [

@@ -6,25 +6,31 @@ from collections.abc import Sequence
 
 from python_api.report import charts
 from python_api.report.charts import Line
+from python_api.report.formats import bytes_text, percent, points, seconds_text
 from python_api.report.numbers import BEFORE, Headline, headline, series, traffic_totals
 from python_api.report.parts import Panels, Section, Table
 from python_api.report.reading import RunData
-from python_api.report.words import (
-    algorithm_title,
-    bytes_text,
-    percent,
-    points,
-    seconds_text,
-    status_of,
-)
+from python_api.report.vertical_comparison import vertical_comparison
+from python_api.report.words import algorithm_title, status_of
 
 __all__ = ["comparison_sections"]
 
 
 def comparison_sections(runs: Sequence[RunData]) -> tuple[Section, ...]:
-    """The headline per party and run, its course over the rounds, and what each run cost."""
-    parties = tuple(dict.fromkeys(party for run in runs for party in run.parties))
-    sections = (_headlines(runs, parties), _courses(runs, parties), _costs(runs))
+    """The headline per party and run, its course over the rounds, and what each run cost.
+
+    Vertical runs and runs of parties with tasks of their own have no metric in common, so each
+    kind has tables of its own; what they cost stands in one.
+    """
+    sections: list[Section | None] = []
+    for vertical in (False, True):
+        group = [run for run in runs if run.vertical is vertical]
+        if vertical and group:
+            sections += vertical_comparison(group)
+        elif group:
+            parties = tuple(dict.fromkeys(party for run in group for party in run.parties))
+            sections += [_headlines(group, parties), _courses(group, parties)]
+    sections.append(_costs(runs))
     return tuple(section for section in sections if section is not None)
 
 

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 from markupsafe import Markup
 
 from python_api.report import charts
+from python_api.report.formats import bytes_text
+from python_api.report.leakage import leak_table
 from python_api.report.numbers import TrafficTotal, traffic_per_round, traffic_totals
 from python_api.report.parts import Panels, Section, Table
 from python_api.report.reading import RunData
-from python_api.report.words import bytes_text, not_protected
+from python_api.report.words import not_protected
 
 __all__ = ["declared", "left_section", "traffic_section"]
 
@@ -92,9 +94,10 @@ def traffic_section(run: RunData) -> Section | None:
         ),
         left=(0, 1, 2),
     )
+    server, others = ("the active party", "the others") if run.vertical else ("server", "parties")
     legend = (
-        (Markup('<span class="bar-key f0"></span>'), "down: server to parties"),
-        (Markup('<span class="bar-key f1"></span>'), "up: parties to server"),
+        (Markup('<span class="bar-key f0"></span>'), f"down: {server} to {others}"),
+        (Markup('<span class="bar-key f1"></span>'), f"up: {others} to {server}"),
     )
     return Section(
         "traffic",
@@ -113,24 +116,14 @@ def traffic_section(run: RunData) -> Section | None:
 def left_section(run: RunData) -> Section:
     totals = traffic_totals(run, ["op", "direction"])
     rules = declared(run)
-    used = {op for op, _ in totals}
-    rows = tuple(
-        (str(rule.get("op")), str(rule.get("entry")), _form(rule), str(rule.get("treatment")))
-        for rule in rules
-        if rule.get("direction") == "up" and rule.get("op") in used
-    )
-    tables = []
-    if rows:
-        tables.append(
-            Table(
-                caption="What the manifest lets a party send to the server, for the operations of "
-                "this run. The bus refuses everything else, at both ends.",
-                columns=("operation", "entry", "form", "treatment"),
-                rows=rows,
-                left=(0, 1, 2, 3),
-                wrap=True,
-            )
+    tables = [
+        table
+        for table in (
+            leak_table(run) if run.vertical else None,
+            _manifest_table(run, rules, {op for op, _ in totals}),
         )
+        if table is not None
+    ]
     up = traffic_totals(run, ["op", "direction", "party"])
     parties = list(dict.fromkeys(party for _, _, party in up))
     telling = {str(rule.get("op")) for rule in rules if rule.get("direction") == "up"}
@@ -155,6 +148,39 @@ def left_section(run: RunData) -> Section:
         "What left each party, and what is not protected",
         points=not_protected(run),
         tables=tuple(tables),
+    )
+
+
+def _manifest_table(
+    run: RunData, rules: Sequence[Mapping[str, object]], used: Collection[str]
+) -> Table | None:
+    """What may leave a party; in vertical runs also what comes back, for it tells of labels."""
+    ways = ("up", "down") if run.vertical else ("up",)
+    rows = [rule for rule in rules if rule.get("direction") in ways and rule.get("op") in used]
+    if not rows:
+        return None
+    first = ("operation", "direction") if run.vertical else ("operation",)
+    keys = ("op", "direction") if run.vertical else ("op",)
+    what = (
+        "may cross between a passive party and the active one (up: to the active party)"
+        if run.vertical
+        else "the manifest lets a party send to the server"
+    )
+    return Table(
+        caption=f"What {what}, for the operations of this run. The bus refuses everything else, "
+        "at both ends.",
+        columns=(*first, "entry", "form", "treatment"),
+        rows=tuple(
+            (
+                *(str(rule.get(key)) for key in keys),
+                str(rule.get("entry")),
+                _form(rule),
+                str(rule.get("treatment")),
+            )
+            for rule in rows
+        ),
+        left=tuple(range(len(first) + 3)),
+        wrap=True,
     )
 
 

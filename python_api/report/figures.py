@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
+from python_api.report.canvas import images, new_figure, plain
 from python_api.report.numbers import (
     BEFORE,
     coverage,
@@ -16,6 +17,7 @@ from python_api.report.numbers import (
     traffic_per_round,
 )
 from python_api.report.reading import RunData
+from python_api.report.vertical_figures import vertical_figures
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -28,19 +30,11 @@ _DASHES = {"local": "-", "global": "--"}
 
 
 def write_figures(run: RunData, folder: Path) -> tuple[Path, ...]:
-    """Writes accuracy, loss, traffic, relation and selection figures, those that have data.
-
-    Uses matplotlib's Agg canvas only, so no display and no global state of pyplot is touched.
-    """
+    """Writes the figures of the page that have data, and removes those that no longer have any."""
     folder.mkdir(parents=True, exist_ok=True)
     written = []
-    for name, figure in (
-        ("accuracy.png", _lines(run, "accuracy")),
-        ("loss.png", _lines(run, "loss")),
-        ("traffic.png", _traffic(run)),
-        ("relation.png", _relation(run)),
-        ("selection.png", _selection(run)),
-    ):
+    own = vertical_figures(run) if run.vertical else _tuning(run)
+    for name, figure in (*own, ("loss.png", _lines(run, "loss")), ("traffic.png", _traffic(run))):
         path = folder / name
         if figure is None:
             path.unlink(missing_ok=True)
@@ -50,23 +44,10 @@ def write_figures(run: RunData, folder: Path) -> tuple[Path, ...]:
     return tuple(written)
 
 
-def _figure(columns: int, *, height: float = 2.6, width: float = 3.2) -> tuple[Figure, list[Any]]:
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    across = min(columns, 4)
-    down = -(-columns // across)
-    figure = Figure(figsize=(width * across, height * down), layout="constrained")
-    FigureCanvasAgg(figure)
-    axes = list(np.ravel(figure.subplots(down, across, squeeze=False)))
-    for axis in axes[columns:]:
-        axis.set_axis_off()
-    return figure, axes[:columns]
-
-
-def _plain(text: str) -> str:
-    """Party names may hold a dollar sign, which matplotlib would read as mathematics."""
-    return text.replace("$", r"\$")
+def _tuning(run: RunData) -> Iterator[tuple[str, Figure | None]]:
+    yield "accuracy.png", _lines(run, "accuracy")
+    yield "relation.png", _relation(run)
+    yield "selection.png", _selection(run)
 
 
 def _lines(run: RunData, metric: str) -> Figure | None:
@@ -74,7 +55,7 @@ def _lines(run: RunData, metric: str) -> Figure | None:
     found = {party: phases for party, phases in found.items() if phases}
     if not found:
         return None
-    figure, axes = _figure(len(found))
+    figure, axes = new_figure(len(found))
     for axis, (party, phases) in zip(axes, found.items(), strict=True):
         for phase, points in phases.items():
             if phase == BEFORE:
@@ -91,7 +72,7 @@ def _lines(run: RunData, metric: str) -> Figure | None:
             )
         if set(phases) == {BEFORE}:
             axis.plot(*zip(*phases[BEFORE], strict=True), "o", color="#444c56", label="before")
-        axis.set_title(_plain(party), fontsize=10)
+        axis.set_title(plain(party), fontsize=10)
         axis.set_xlabel("round")
         axis.set_ylabel(f"{metric}, test")
         axis.xaxis.get_major_locator().set_params(integer=True)
@@ -106,7 +87,7 @@ def _traffic(run: RunData) -> Figure | None:
     rounds = traffic_per_round(run)
     if not rounds:
         return None
-    figure, (axis,) = _figure(1, width=5.0)
+    figure, (axis,) = new_figure(1, width=5.0)
     x = np.arange(len(rounds))
     for offset, direction, colour in (
         (-0.2, "down", "#0b62a8"),
@@ -123,7 +104,7 @@ def _traffic(run: RunData) -> Figure | None:
 
 
 def _relation(run: RunData) -> Figure | None:
-    return _images(
+    return images(
         [(party, matrix) for party, matrix in relations(run).items()],
         x_label="party's layer",
         y_label="shared layer",
@@ -133,32 +114,10 @@ def _relation(run: RunData) -> Figure | None:
 
 def _selection(run: RunData) -> Figure | None:
     found = coverage(run)
-    return _images(
+    return images(
         [(entry.slot, entry.users.astype(float)) for entry in found],
         x_label="column",
         y_label="row",
         bar="parties",
         top=float(max((len(entry.parties) for entry in found), default=1)),
     )
-
-
-def _images(
-    images: Sequence[tuple[str, np.ndarray]],
-    *,
-    x_label: str,
-    y_label: str,
-    bar: str,
-    top: float | None = None,
-) -> Figure | None:
-    if not images:
-        return None
-    figure, axes = _figure(len(images))
-    low = min(0.0, *(float(np.nanmin(matrix)) for _, matrix in images))
-    high = top or max(float(np.nanmax(matrix)) for _, matrix in images)
-    for axis, (title, matrix) in zip(axes, images, strict=True):
-        image = axis.imshow(matrix, vmin=low, vmax=high or 1.0, cmap="cividis", aspect="auto")
-        axis.set_title(_plain(title), fontsize=10)
-        axis.set_xlabel(x_label)
-        axis.set_ylabel(y_label)
-    figure.colorbar(image, ax=axes, label=bar)
-    return figure

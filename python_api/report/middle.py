@@ -6,7 +6,7 @@ import numpy as np
 from markupsafe import Markup
 from numpy.typing import NDArray
 
-from python_api.report import charts
+from python_api.report import grids
 from python_api.report.numbers import coverage, relations
 from python_api.report.parts import Panels, Section, Table
 from python_api.report.reading import RunData
@@ -27,7 +27,7 @@ def relation_section(run: RunData) -> Section | None:
     panels = tuple(
         (
             f"{party} ({matrix.shape[1]} layers)",
-            charts.heat_map(
+            grids.heat_map(
                 matrix,
                 title=_relation_title(party, matrix),
                 x_label="own layer",
@@ -78,7 +78,7 @@ def selection_section(run: RunData) -> Section | None:
     panels = tuple(
         (
             entry.slot,
-            charts.coverage_grid(
+            grids.coverage_grid(
                 entry.users,
                 parties=most,
                 title=f"{entry.slot}: "
@@ -93,7 +93,7 @@ def selection_section(run: RunData) -> Section | None:
     legend = tuple(
         (
             Markup('<span class="box"><span style="opacity:{:.2f}"></span></span>').format(
-                charts.shade(n, most)
+                grids.shade(n, most)
             ),
             "no party" if n == 0 else f"{n} {'party' if n == 1 else 'parties'}",
         )

@@ -16,8 +16,10 @@ __all__ = [
     "Coverage",
     "Headline",
     "TrafficTotal",
+    "as_array",
     "coverage",
     "headline",
+    "in_party_order",
     "relations",
     "round_seconds",
     "series",
@@ -31,7 +33,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Headline:
-    """A party's headline: accuracy on the test split before training and in the last row."""
+    """A party's headline: a metric on the test split before training and in the last row."""
 
     party: str
     before: float | None
@@ -58,9 +60,13 @@ def _round(row: Mapping[str, object]) -> int | None:
 
 
 def headline(
-    run: RunData, party: str, *, metric: str = "accuracy", split: str = "test"
+    run: RunData, party: str, *, metric: str | None = None, split: str = "test"
 ) -> Headline:
-    """The party's first row of round 0 and its last row in file order (the one that counts)."""
+    """The party's first row of round 0 and its last row in file order (the one that counts).
+
+    metric: by default the run's headline metric.
+    """
+    metric = run.headline_metric if metric is None else metric
     before = last = None
     last_round = None
     phase = ""
@@ -152,7 +158,7 @@ def round_seconds(run: RunData) -> dict[int, float]:
     return dict(sorted(rounds.items()))
 
 
-def _array(value: object) -> NDArray[np.float64] | None:
+def as_array(value: object) -> NDArray[np.float64] | None:
     """A tensor or array of the checkpoint as float64, ``None`` for anything else."""
     try:
         numpy = value.detach().cpu().double().numpy() if hasattr(value, "detach") else value
@@ -171,10 +177,10 @@ def relations(run: RunData) -> dict[str, NDArray[np.float64]]:
     """``{party: P_k}``, each ``(L*, L_k)``: row = shared layer, column = the party's layer."""
     found = {}
     for party, value in _by_party(run.state, "P/"):
-        matrix = _array(value)
+        matrix = as_array(value)
         if matrix is not None and matrix.ndim == 2 and matrix.size:
             found[party] = matrix
-    return _in_party_order(run, found)
+    return in_party_order(run, found)
 
 
 @dataclass(frozen=True)
@@ -202,11 +208,11 @@ def coverage(run: RunData) -> list[Coverage]:
     size = _middle_rank(run)
     if size is None:
         return []
-    selected = {party: _array(value) for party, value in _by_party(run.state, "omega/")}
+    selected = {party: as_array(value) for party, value in _by_party(run.state, "omega/")}
     names = {party: _names(value) for party, value in _by_party(run.state, "slots/")}
     users: dict[str, NDArray[np.int64]] = {}
     parties: dict[str, list[str]] = {}
-    for party, omega in _in_party_order(run, selected).items():
+    for party, omega in in_party_order(run, selected).items():
         if omega is None or omega.ndim != 3 or len(names.get(party, ())) != omega.shape[1]:
             continue
         entries = omega.astype(np.int64)
@@ -226,7 +232,7 @@ def _middle_rank(run: RunData) -> int | None:
     """R of the shared tensors; several groups of parties may each have one of their own."""
     for name, value in run.state.items():
         if name == "G" or name.startswith("G/"):
-            shared = _array(value)
+            shared = as_array(value)
             if shared is not None and shared.ndim == 4:
                 return int(shared.shape[-1])
     return None
@@ -240,6 +246,6 @@ def _names(value: object) -> tuple[str, ...]:
     return ()
 
 
-def _in_party_order(run: RunData, found: Mapping[str, T]) -> dict[str, T]:
+def in_party_order(run: RunData, found: Mapping[str, T]) -> dict[str, T]:
     order = {party: position for position, party in enumerate(run.parties)}
     return dict(sorted(found.items(), key=lambda item: order.get(item[0], len(order))))

@@ -11,13 +11,13 @@ from typing import TYPE_CHECKING
 from markupsafe import Markup
 
 from python_api.report.comparison import comparison_sections
+from python_api.report.formats import seconds_text
 from python_api.report.parts import Section
 from python_api.report.reading import RunData, read_run
 from python_api.report.sections import run_sections
 from python_api.report.words import (
     algorithm_title,
     comparison_words,
-    seconds_text,
     status_of,
     verdict,
 )

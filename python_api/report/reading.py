@@ -62,6 +62,16 @@ class RunData:
         return tuple(party for party in parties if isinstance(party, Mapping))
 
     @property
+    def vertical(self) -> bool:
+        """Whether the parties hold tables of one another's people: columns, not tasks."""
+        return any("table" in party for party in self.configured_parties)
+
+    @property
+    def headline_metric(self) -> str:
+        """What a reader looks at first; in vertical runs no large class outvotes a small one."""
+        return "balanced_accuracy" if self.vertical else "accuracy"
+
+    @property
     def parties(self) -> tuple[str, ...]:
         """Names in the order of the configuration, then those that only the metrics know."""
         names = [str(party.get("name", "")) for party in self.configured_parties]

@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
-
-from markupsafe import Markup
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 from python_api.report import charts
 from python_api.report.charts import Line
+from python_api.report.courses import alone_section, course_section, recall_section
 from python_api.report.exchange import left_section, traffic_section
+from python_api.report.formats import percent, plain_number, points, seconds_text, short_percent
+from python_api.report.gates import gate_section, prior_section
+from python_api.report.gates import selection_section as rows_section
 from python_api.report.middle import basis_section, relation_section, selection_section
 from python_api.report.numbers import BEFORE, headline, round_seconds, series
 from python_api.report.parts import Panels, Section, Table
+from python_api.report.plane import plane_section
 from python_api.report.reading import RunData
-from python_api.report.words import percent, points, seconds_text
+from python_api.report.svg import dot_swatch
+from python_api.report.vertical import notes_section, parties_section, result_section
 
 __all__ = ["run_sections"]
 
@@ -23,7 +27,30 @@ FEW = 100  # test rows below which a note says so
 
 def run_sections(run: RunData) -> tuple[Section, ...]:
     """All sections of one run, in the order of the page; those without data are left out."""
-    sections = (
+    own = _vertical(run) if run.vertical else _tuning(run)
+    sections = (*own, traffic_section(run), left_section(run), _times(run), _config(run))
+    return tuple(section for section in sections if section is not None)
+
+
+def _vertical(run: RunData) -> Sequence[Section | None]:
+    """Parties that hold other columns of the same rows."""
+    return (
+        parties_section(run),
+        result_section(run),
+        course_section(run),
+        recall_section(run),
+        alone_section(run),
+        gate_section(run),
+        prior_section(run),
+        rows_section(run),
+        plane_section(run),
+        notes_section(run),
+    )
+
+
+def _tuning(run: RunData) -> Sequence[Section | None]:
+    """Parties that hold a model and a task each."""
+    return (
         _parties(run),
         _result(run),
         _over_rounds(run, "accuracy"),
@@ -31,12 +58,7 @@ def run_sections(run: RunData) -> tuple[Section, ...]:
         basis_section(run),
         relation_section(run),
         selection_section(run),
-        traffic_section(run),
-        left_section(run),
-        _times(run),
-        _config(run),
     )
-    return tuple(section for section in sections if section is not None)
 
 
 def _parties(run: RunData) -> Section | None:
@@ -149,7 +171,7 @@ def _result(run: RunData) -> Section:
                 points(head.gain),
                 f"{head.last_round}, {head.phase}" if head.last_round is not None else "–",
                 *(
-                    _plain_number(value) if metric in ("loss", "auc") else percent(value)
+                    plain_number(value) if metric in ("loss", "auc") else percent(value)
                     for (metric, _), value in zip(others, rest, strict=True)
                 ),
             )
@@ -177,8 +199,8 @@ def _result(run: RunData) -> Section:
         text=percent,
     )
     legend = (
-        (_dot("s5 hollow"), "before training"),
-        (_dot("s0"), "last"),
+        (dot_swatch("s5 hollow"), "before training"),
+        (dot_swatch("s0"), "last"),
     )
     return Section(
         "result",
@@ -186,19 +208,6 @@ def _result(run: RunData) -> Section:
         figures=(Panels(charts=(("Test accuracy", chart),), legend=legend),),
         tables=(table,),
     )
-
-
-def _dot(css: str) -> Markup:
-    return Markup(
-        '<svg viewBox="0 0 30 12" class="swatch" aria-hidden="true">'
-        '<circle cx="15" cy="6" r="5" class="mark {}"/></svg>'
-    ).format(css)
-
-
-def _plain_number(value: float | None) -> str:
-    if value is None:
-        return "–"
-    return "< 0.001" if 0 < value < 0.001 else f"{value:.3f}"
 
 
 _PHASES = {"local": "after local training", "global": "with what was downloaded"}
@@ -212,7 +221,7 @@ def _over_rounds(run: RunData, metric: str) -> Section | None:
     if not phases:
         return None
     accuracy = metric == "accuracy"
-    text: Callable[[float], str] = _short_percent if accuracy else (lambda value: f"{value:.2f}")
+    text: Callable[[float], str] = short_percent if accuracy else (lambda value: f"{value:.2f}")
     values = [
         value for entry in found.values() for points_ in entry.values() for _, value in points_
     ]
@@ -286,12 +295,8 @@ def _phases(found: Iterable[Mapping[str, object]]) -> dict[str, int]:
     return styles
 
 
-def _short_percent(value: float) -> str:
-    return f"{100 * value:.0f} %"
-
-
 def _cell(value: float | None, *, accuracy: bool) -> str:
-    return percent(value) if accuracy else _plain_number(value)
+    return percent(value) if accuracy else plain_number(value)
 
 
 def _times(run: RunData) -> Section | None:

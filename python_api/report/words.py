@@ -4,19 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from python_api.report.numbers import Headline, headline, traffic_totals
+from python_api.report.formats import percent, points
+from python_api.report.numbers import headline, traffic_totals
 from python_api.report.reading import RunData
+from python_api.report.vertical_words import gains, vertical_left
 
 __all__ = [
     "algorithm_title",
     "basis_title",
     "basis_words",
-    "bytes_text",
     "comparison_words",
     "not_protected",
-    "percent",
-    "points",
-    "seconds_text",
     "status_of",
     "verdict",
     "what_ran",
@@ -27,6 +25,13 @@ _TITLES = {
     "local": "local training alone",
     "fedit": "FedIT (averaged LoRA)",
     "centralised": "all data in one place (centralised)",
+    "proto_evfl": "Proto-EVFL",
+    "vfl_local": "the active party alone (vfl_local)",
+    "vfl_vanilla": "aligned rows only (vfl_vanilla)",
+    "vfl_balanced": "aligned rows, classes weighed alike (vfl_balanced)",
+    "vfl_masked": "absent parties masked (vfl_masked)",
+    "fixmatch_lite": "masked, with pseudo-labels (fixmatch_lite)",
+    "fedcvt_lite": "masked, with estimated representations (fedcvt_lite)",
 }
 _NUMBER_WORDS = (
     "no",
@@ -45,55 +50,6 @@ _NUMBER_WORDS = (
 
 def algorithm_title(run: RunData) -> str:
     return _TITLES.get(run.algorithm, run.algorithm)
-
-
-def percent(value: float | None) -> str:
-    """A share as a percentage; a dash where there is none.
-
-    >>> percent(0.9375), percent(None)
-    ('93.8 %', '–')
-    """
-    return "–" if value is None else f"{100 * value:.1f} %"
-
-
-def points(value: float | None) -> str:
-    """A difference of two shares in percentage points, with its sign.
-
-    >>> points(0.125), points(-0.02), points(None)
-    ('+12.5 points', '−2.0 points', '–')
-    """
-    if value is None:
-        return "–"
-    sign = "−" if round(100 * value, 1) < 0 else "+" if round(100 * value, 1) > 0 else "±"
-    return f"{sign}{abs(100 * value):.1f} points"
-
-
-def bytes_text(count: float) -> str:
-    """Bytes in the unit that keeps the number short (1 kB = 1000 bytes).
-
-    >>> bytes_text(0), bytes_text(999), bytes_text(28_672), bytes_text(3_500_000)
-    ('0 B', '999 B', '28.7 kB', '3.5 MB')
-    """
-    for unit, size in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
-        if count >= size * 0.99995:
-            return f"{count / size:.1f} {unit}"
-    return f"{count:.0f} B"
-
-
-def seconds_text(seconds: float) -> str:
-    """A duration in words a person reads.
-
-    >>> seconds_text(0.25), seconds_text(42.4), seconds_text(150), seconds_text(7320)
-    ('0.2 s', '42 s', '2 min 30 s', '2 h 2 min')
-    """
-    if seconds < 10:
-        return f"{seconds:.1f} s"
-    whole = round(seconds)
-    if whole < 60:
-        return f"{whole} s"
-    if whole < 3600:
-        return f"{whole // 60} min {whole % 60} s"
-    return f"{whole // 3600} h {whole % 3600 // 60} min"
 
 
 def _count(number: int, noun: str, plural: str | None = None) -> str:
@@ -148,12 +104,14 @@ def what_ran(run: RunData) -> str:
 
 def verdict(run: RunData) -> str:
     """One paragraph: what ran, whether it ended, and who got better by how much over "before"."""
+    return " ".join((what_ran(run), _status_sentence(run), _gains(run)))
+
+
+def _gains(run: RunData) -> str:
+    if run.vertical:
+        return gains(run)
     heads = [headline(run, party) for party in run.parties]
     heads = [head for head in heads if head.before is not None or head.last is not None]
-    return " ".join((what_ran(run), _status_sentence(run), _gains(heads)))
-
-
-def _gains(heads: Sequence[Headline]) -> str:
     measured = [(head, head.gain) for head in heads if head.gain is not None]
     if not measured:
         if any(head.before is not None for head in heads):
@@ -184,8 +142,10 @@ def comparison_words(runs: Sequence[RunData]) -> str:
     names = _list([f"{run.name} ({algorithm_title(run)})" for run in runs])
     seeds = {str(run.config.get("seed", "?")) for run in runs}
     seed = f"all with seed {seeds.pop()}" if len(seeds) == 1 else "with different seeds"
+    first = {run.vertical: run.name for run in reversed(runs)}
     return (
-        f"{names} stand side by side, {seed}; differences are taken to {runs[0].name}. A "
+        f"{names} stand side by side, {seed}; differences are taken to "
+        f"{_list([run.name for run in runs if run.name in first.values()])}. A "
         "difference between single runs can be chance, so no winner is named here: evidence needs "
         "several seeds and an interval."
     )
@@ -302,7 +262,10 @@ def _sent(run: RunData) -> tuple[str, ...]:
 
 def not_protected(run: RunData) -> tuple[str, ...]:
     """What the run does not keep from others, in plain words."""
-    lines = list(_sent(run)) if traffic_totals(run, ["direction"]) else [_NOTHING_SENT]
+    if run.vertical:
+        lines = list(vertical_left(run)) or [_NOTHING_SENT]
+    else:
+        lines = list(_sent(run)) if traffic_totals(run, ["direction"]) else [_NOTHING_SENT]
     lines.append(
         "All parties of this run lived in one process on one machine. That simulates a "
         "federation; it separates nobody from anybody."
