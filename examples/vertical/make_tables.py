@@ -14,17 +14,17 @@ import random
 import sys
 from pathlib import Path
 
-BANK, SHOP, BOTH = 420, 480, 300
+BANK, SHOP, BOTH = 600, 650, 480
 
 
 def customer(draw: random.Random) -> tuple[dict[str, object], dict[str, object]]:
     """One customer as the bank knows them, and as the shop does."""
     thrift, habit = draw.gauss(0, 1), draw.gauss(0, 1)
-    income = round(math.exp(8 + 0.4 * thrift + draw.gauss(0, 0.2)))
+    income = round(math.exp(8 + 0.5 * thrift + draw.gauss(0, 0.15)))
     loan = round(math.exp(9.2 - 0.3 * thrift + draw.gauss(0, 0.4)))
     orders = 1 + round(math.exp(2.2 + draw.gauss(0, 0.5)))
-    returns = sum(draw.random() < 1 / (1 + math.exp(1.2 + habit)) for _ in range(orders))
-    score = thrift + habit + draw.gauss(0, 0.5)
+    returns = sum(draw.random() < 1 / (1 + math.exp(1.2 + 1.5 * habit)) for _ in range(orders))
+    score = thrift + habit + draw.gauss(0, 0.3)
     work = ("employed", "self-employed", "none") if thrift > -0.5 else ("none", "student")
     bank = {
         "age": draw.randint(19, 78),

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from python_api.algorithms import ON_TABLES, make
 from python_api.config import (
     ProtoEvflConfig,
     dump_config,
@@ -264,3 +265,13 @@ def test_tables_belong_to_no_fine_tuning() -> None:
         refused(values, f"party.a.{key}", "belongs to tables by parties", "proto_evfl")
     values = {"algorithm": "h2tune", "party": [party | {"data": "builtin:topic"}]}
     refused(values, "party.a.data", "in a party's task table")
+
+
+def test_an_algorithm_without_tables_is_one_line() -> None:
+    if "centralised" in ON_TABLES:
+        made = make(load_config(source(algorithm="centralised")))
+        assert made.name == "centralised"
+        assert type(made) is not type(make(load_config("centralised")))
+    else:
+        with pytest.raises(InputError, match="centralised does not run on tables; expected one"):
+            make(load_config(source(algorithm="centralised")))
