@@ -76,7 +76,7 @@ def test_what_is_missing_is_said():
 
 
 def test_a_line_of_the_record():
-    kept = slim(lines("base", 0, 0.5, loss=None), setting("d2", "2 %"))
+    kept = slim(lines("base", 0, 0.5, loss=None, recall_0=0.1), setting("d2", "2 %"))
     assert kept["metrics"] == {"test": {"balanced_accuracy": 0.5}} and kept["passes"] == 100
     assert kept["party"] == "left"
     failed = [{"status": "failed", "row": "base", "seed": 0, "reason": "x"}]
