@@ -47,7 +47,7 @@ def write_gate_figure(path: Path, rounds: list[int], found: Gates) -> None:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(6, 3.2), layout="constrained")
+    figure = Figure(figsize=(7, 3.2), layout="constrained")
     FigureCanvasAgg(figure)
     axis = figure.subplots()
     for colour, (party, runs) in zip(COLOURS, found.items(), strict=False):
@@ -58,7 +58,7 @@ def write_gate_figure(path: Path, rounds: list[int], found: Gates) -> None:
     axis.axhline(1 / max(len(found), 1), color="#525c66", linestyle=":", label="equal shares")
     axis.set_xlabel("round")
     axis.set_ylabel("gate weight on test rows")
-    axis.legend(fontsize=8)
+    figure.legend(loc="outside right upper", fontsize=8)
     axis.grid(alpha=0.3)
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=120)
