@@ -65,9 +65,12 @@ def make_plan(
 
     Errors: `InputError` of the first row that the config refuses.
     """
+    from python_api.config.read import read_source
+
     out, jobs, configs = Path(out), [], {}
     for seed in grid.seeds:
         given = source(seed) if callable(source) else source
+        read_source(given)  # what is wrong with it is no row's fault
         for row in grid.rows:
             laid = {**(overrides or {}), **row.set, "seed": seed}
             config = _resolve(given, laid, row)

@@ -74,6 +74,11 @@ def test_a_row_that_the_config_refuses(folder, settings, line):
         hashes(folder)
 
 
+def test_a_config_that_is_not_there_is_no_rows_fault(folder):
+    with pytest.raises(InputError, match=r"^none\.toml: no such file"):
+        make_plan("none.toml", load_grid("grid.toml"), "out")
+
+
 def test_a_party_that_is_not_there(folder):
     with pytest.raises(InputError, match="row plain: party: the config has no 'z'; expected some"):
         make_plan("c.toml", load_grid({"seed": [0], "party": "z", "row": [{"name": "plain"}]}), ".")
