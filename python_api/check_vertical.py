@@ -178,9 +178,10 @@ def _joint_rows(
 def _columns(columns: Columns) -> str:
     """`9 numbers, 2 categories: 14 inputs`."""
     kinds = [part["kind"] for part in columns.to_dict()["parts"]]
+    words = {"number": ("number", "numbers"), "category": ("category", "categories")}
     told = [
-        f"{kinds.count(kind)} {many if kinds.count(kind) > 1 else one}"
-        for kind, one, many in (("number", "number", "numbers"), ("category", "text", "texts"))
+        f"{kinds.count(kind)} {forms[kinds.count(kind) > 1]}"
+        for kind, forms in words.items()
         if kind in kinds
     ]
     return f"{', '.join(told)}: {len(columns.names)} inputs"

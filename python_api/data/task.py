@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeVar
 
 from python_api.data.loaders import Rows, read_rows
+from python_api.data.words import listed
 from python_api.errors import InputError
 from python_api.federation.seeds import seed_for
 
@@ -95,7 +96,7 @@ def load_task(task: TaskConfig, *, seed: int, party: str) -> TaskData:
             if item.target not in place:
                 raise InputError(
                     f"{item.where}: label {item.target!r} is only in the {name} rows; expected one "
-                    f"of the training labels: {_listed(labels)}"
+                    f"of the training labels: {listed(labels)}"
                 )
     made = [
         tuple(Example(item.text, place[item.target]) for item in rows)
@@ -125,7 +126,7 @@ def task_from_rows(
             continue
         if labels is not None and target and target not in place:
             raise InputError(
-                f"{_where(rows, index)}: label {target!r}; expected one of {_listed(labels)}"
+                f"{_where(rows, index)}: label {target!r}; expected one of {listed(labels)}"
             )
         found.append(Example(text, place.get(target or "")))
     return tuple(found)
@@ -198,8 +199,3 @@ def _joined(row: dict[str, str], columns: Sequence[str], where: str) -> str:
 
 def _where(rows: Sequence[dict[str, str]], index: int) -> str:
     return rows.where(index) if isinstance(rows, Rows) else f"row {index + 1}"
-
-
-def _listed(labels: Sequence[str], *, most: int = 12) -> str:
-    shown = ", ".join(labels[:most])
-    return shown if len(labels) <= most else f"{shown}, ... ({len(labels)} in all)"

@@ -19,6 +19,7 @@ PACKAGES = (
     "transformers",
     "peft",
     "numpy",
+    "scikit-learn",
     "safetensors",
     "msgpack",
     "fedkernels",

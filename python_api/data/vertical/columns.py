@@ -10,6 +10,7 @@ from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 from python_api.data.loaders import Rows
+from python_api.data.words import listed
 from python_api.errors import InputError
 
 if TYPE_CHECKING:
@@ -140,9 +141,9 @@ class Columns:
         notes = []
         if constant:
             verb = "is" if len(constant) == 1 else "are"
-            notes.append(f"{_listed(constant)} {verb} constant in its training rows and left out")
+            notes.append(f"{listed(constant)} {verb} constant in its training rows and left out")
         if lacking:
-            notes.append(f"missing values are imputed (training rows): {_listed(lacking)}")
+            notes.append(f"missing values are imputed (training rows): {listed(lacking)}")
         return cls(tuple(parts), tuple(notes))
 
     def encode(self, rows: Sequence[Mapping[str, str]]) -> Tensor:
@@ -184,7 +185,7 @@ class Columns:
         if rows and not known:
             names = rows.names if isinstance(rows, Rows) else {key for row in rows for key in row}
             where = f"{rows.path}" if isinstance(rows, Rows) else "rows"
-            raise InputError(f"{where}: no column {source!r}; found {_listed(sorted(names))}")
+            raise InputError(f"{where}: no column {source!r}; found {listed(sorted(names))}")
 
 
 def is_missing(text: str | None) -> bool:
@@ -325,11 +326,6 @@ def _part(values: dict[str, Any]) -> Number | Category:
         return Number(values["source"], output(values["value"]), output(values["missing"]))
     outputs = tuple(Output(**found) for found in values.pop("outputs"))
     return Category(**values, outputs=outputs)
-
-
-def _listed(names: Sequence[str], *, most: int = 8) -> str:
-    shown = ", ".join(names[:most])
-    return shown if len(names) <= most else f"{shown}, ... ({len(names)} in all)"
 
 
 def _quoted(text: str) -> str:

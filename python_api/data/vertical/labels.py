@@ -7,6 +7,7 @@ from collections.abc import Collection, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from python_api.data.vertical.tables import PartyTable
+from python_api.data.words import listed
 from python_api.errors import InputError
 
 if TYPE_CHECKING:
@@ -30,7 +31,7 @@ def label_space(data: DataConfig, tables: Mapping[str, PartyTable]) -> tuple[str
             if data.labels and label not in data.labels:
                 raise InputError(
                     f"{table.rows.where(index)}: label {label!r}; expected one of data.labels: "
-                    f"{_listed(data.labels)}"
+                    f"{listed(data.labels)}"
                 )
             found[label] = None
     labels = data.labels or tuple(sorted(found, key=_order))
@@ -38,17 +39,17 @@ def label_space(data: DataConfig, tables: Mapping[str, PartyTable]) -> tuple[str
         if label not in found:
             raise InputError(
                 f"data.labels: nobody has a row of class {label!r}; expected only classes that a "
-                f"party has labels of: {_listed(sorted(found, key=_order))}"
+                f"party has labels of: {listed(sorted(found, key=_order))}"
             )
     if len(labels) < 2:
         got = f"one class, {labels[0]!r}" if labels else "no label at all"
         raise InputError(f"data.label: {got} in {data.label!r}; expected two classes or more")
     for label in data.unseen:
         if label not in labels:
-            raise InputError(f"data.unseen: no class {label!r}; expected some of {_listed(labels)}")
+            raise InputError(f"data.unseen: no class {label!r}; expected some of {listed(labels)}")
     if len(labels) - len(data.unseen) < 2:
         raise InputError(
-            f"data.unseen: {_listed(data.unseen)} of {len(labels)} classes; expected to leave the "
+            f"data.unseen: {listed(data.unseen)} of {len(labels)} classes; expected to leave the "
             "active party two or more"
         )
     return labels
@@ -114,8 +115,3 @@ def check_training(
 def _order(label: str) -> tuple[int, int, str]:
     """Whole numbers by value, then texts."""
     return (0, int(label), "") if re.fullmatch(r"-?\d+", label) else (1, 0, label)
-
-
-def _listed(labels: Sequence[str], *, most: int = 12) -> str:
-    shown = ", ".join(labels[:most])
-    return shown if len(labels) <= most else f"{shown}, ... ({len(labels)} in all)"

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from python_api.data.loaders import Rows, read_rows
 from python_api.data.vertical.builtin import read_builtin
 from python_api.data.vertical.columns import is_missing, kinds_of
+from python_api.data.words import listed
 from python_api.errors import InputError
 
 if TYPE_CHECKING:
@@ -57,7 +57,7 @@ def read_party(party: VerticalPartyConfig, label: str) -> PartyTable:
         if column is not None and column not in rows.names:
             raise InputError(
                 f"{where}.{key}: {rows.path} has no column {column!r}; expected one of "
-                f"{_listed(rows.names)}"
+                f"{listed(rows.names)}"
             )
     if len(rows) < 2:
         raise InputError(f"{where}.table: {rows.path} has one row; expected two or more")
@@ -74,7 +74,7 @@ def read_party(party: VerticalPartyConfig, label: str) -> PartyTable:
     for column in party.categorical:
         if column not in columns:
             raise InputError(
-                f"{where}.categorical: no feature {column!r}; expected one of {_listed(columns)}"
+                f"{where}.categorical: no feature {column!r}; expected one of {listed(columns)}"
             )
     kinds = kinds_of(rows, columns, party.categorical)
     if party.model.shape is not None:
@@ -127,7 +127,7 @@ def _features(
         if name not in rows.names:
             raise InputError(
                 f"party.{party.name}.features: {rows.path} has no column {name!r}; expected some "
-                f"of {_listed(rows.names)}"
+                f"of {listed(rows.names)}"
             )
     return list(party.features)
 
@@ -147,8 +147,3 @@ def _check_image(party: VerticalPartyConfig, rows: Rows, kinds: dict[str, str]) 
                 f'party.{party.name}.model.kind: "cnn" reads numbers, column {column!r} of '
                 f'{rows.path} holds texts; expected features = [...] or kind = "mlp"'
             )
-
-
-def _listed(names: Sequence[str], *, most: int = 12) -> str:
-    shown = ", ".join(names[:most])
-    return shown if len(names) <= most else f"{shown}, ... ({len(names)} in all)"

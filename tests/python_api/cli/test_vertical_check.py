@@ -54,7 +54,7 @@ def test_check_says_what_is_joined_and_what_is_sent(
     out = capsys.readouterr().out
     assert "proto_evfl, 3 rounds" in out and "passive" in out
     assert "ids: 200 in common, of which 40 test and 16 validation; 144 training ids" in out
-    assert "1 number, 1 text: 3 inputs" in out and "mlp 3-64-32" in out
+    assert "1 number, 1 category: 3 inputs" in out and "mlp 3-64-32" in out
     assert "shop: v is constant in its training rows and left out" in out
     assert "Ids are matched in the clear" in out
 
