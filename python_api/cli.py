@@ -47,6 +47,10 @@ OnDevice = Annotated[Device | None, typer.Option(help="Beats every device in the
 RunDir = Annotated[Path, typer.Argument(metavar="DIR", help="A run folder.")]
 PartyName = Annotated[str, typer.Argument(metavar="PARTY", help="A party of the run.")]
 Table = Annotated[Path, typer.Argument(metavar="FILE", help=".jsonl, .csv, .tsv or .parquet")]
+With = Annotated[
+    list[str] | None,
+    typer.Option("--with", metavar="PARTY=FILE", help="Another party's table, joined by id."),
+]
 
 
 @app.command()
@@ -121,6 +125,7 @@ def predict(
     folder: RunDir,
     party: PartyName,
     file: Table,
+    with_: With = None,
     out: Annotated[
         Path | None, typer.Option(help="Where to write; default: standard output.")
     ] = None,
@@ -131,9 +136,11 @@ def predict(
 
     if out is None and file.suffix == ".parquet":
         raise InputError(f"{file}: .parquet does not go to standard output; expected --out FILE")
-    trained, own, rows = _rows(folder, party, file)
-    task_from_rows(rows, own.task)  # a row without a text: file and line, before any model loads
-    found = trained.predict(rows)
+    trained, rows, others = _rows(folder, party, file, with_)
+    if not trained.vertical:
+        task_from_rows(rows, trained.own.task)  # a row without a text: named before a model loads
+    found = trained.predict(rows, others=others)
+    _warn(folder, party, rows, others)
     if out is not None:
         write_rows(found, out)
         print(f"{len(found)} rows: {out}")
@@ -141,23 +148,27 @@ def predict(
     import tempfile
 
     with tempfile.TemporaryDirectory() as place:
-        path = Path(place) / f"rows{file.suffix}"
+        path = Path(place) / f"rows{file.suffix or '.csv'}"  # built-in tables have no ending
         write_rows(found, path)
         print(path.read_text(encoding="utf-8"), end="")
 
 
 @app.command()
-def evaluate(folder: RunDir, party: PartyName, file: Table) -> None:
+def evaluate(folder: RunDir, party: PartyName, file: Table, with_: With = None) -> None:
     """Measure a trained party on the rows of a file."""
     from python_api.show import show_table
 
-    trained, own, rows = _rows(folder, party, file)
-    column = own.task.label if own.task.kind == "classification" else own.task.answer
-    for index, row in enumerate(rows):
-        if column not in row:
-            raise InputError(f"{rows.where(index)}: no column {column!r}; found {', '.join(row)}")
-    found = trained.evaluate(rows)
-    show_table(["metric", "value"], [[name, f"{value:.4f}"] for name, value in found.items()])
+    trained, rows, others = _rows(folder, party, file, with_)
+    if not trained.vertical:
+        task = trained.own.task
+        column = task.label if task.kind == "classification" else task.answer
+        for index, row in enumerate(rows):
+            if column not in row:
+                found = ", ".join(row)
+                raise InputError(f"{rows.where(index)}: no column {column!r}; found {found}")
+    measured = trained.evaluate(rows, others=others)
+    _warn(folder, party, rows, others)
+    show_table(["metric", "value"], [[name, f"{value:.4f}"] for name, value in measured.items()])
 
 
 @app.command()
@@ -171,6 +182,11 @@ def export(
     from python_api.run import load
 
     trained = load(folder).party(party)
+    if trained.vertical:
+        raise InputError(
+            f"{party}: a table's encoder is no model of PEFT or transformers; expected a party "
+            f"with a task, and {trained.path / 'native'} holds this one as safetensors and JSON"
+        )
     place = out or folder / "export" / f"{party}-{format.value}"
     if place.exists():
         raise InputError(f"{place}: exists; expected a new folder, by --out DIR")
@@ -346,16 +362,32 @@ def _resolve(device: Device) -> None:
     resolve_device(device.value)
 
 
-def _rows(folder: Path, party: str, file: Path) -> tuple[Any, Any, Any]:
-    """The trained party, its config, and the file's rows read as its training file was."""
+def _rows(folder: Path, party: str, file: Path, with_: list[str] | None) -> tuple[Any, Any, Any]:
+    """The trained party, the file's rows read as its training file was, and the others' rows."""
     from python_api.data.loaders import read_rows
     from python_api.run import load
+    from python_api.run.joined import check_columns, parse_with, read_joined
 
     done = load(folder)
     trained = done.party(party)
-    own = next(p for p in done.config.tuning_parties if p.name == party)
-    columns = own.task.columns if file.suffix in (".csv", ".tsv") else None
-    return trained, own, read_rows(file, columns=columns)
+    files = parse_with(with_ or ())
+    if trained.vertical:
+        rows, others = read_joined(done.config, party, str(file), files)
+        check_columns(trained.model.columns, {party: rows} | others)
+        return trained, rows, others
+    if files:
+        raise InputError(f"--with: the parties of {folder} share no rows; expected no other file")
+    columns = trained.own.task.columns if file.suffix in (".csv", ".tsv") else None
+    return trained, read_rows(file, columns=columns), {}
+
+
+def _warn(folder: Path, party: str, rows: Any, others: Any) -> None:
+    """A line per file whose ids match nothing: its party counted as absent."""
+    from python_api.run import load
+    from python_api.run.joined import unmatched
+
+    for line in unmatched(load(folder).config, party, rows, others) if others else ():
+        print(f"warning: {line}", file=sys.stderr)
 
 
 if __name__ == "__main__":

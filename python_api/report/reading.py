@@ -22,6 +22,7 @@ class RunData:
         name: a short name, unique among the runs of one report.
         config: the resolved configuration; ``config_text`` is the file as written.
         metrics, traffic: the rows of ``metrics.jsonl`` and ``traffic.jsonl`` in file order.
+        columns: of a vertical run, how many numbers each party's encoder reads.
         state: the server's state in the last whole checkpoint, by name; ``{}`` without one.
         state_round: the round of that checkpoint, or ``None``.
         problems: one line for each thing that could not be read; the report prints them.
@@ -38,6 +39,7 @@ class RunData:
     state: Mapping[str, object] = field(default_factory=dict)
     state_round: int | None = None
     problems: tuple[str, ...] = ()
+    columns: Mapping[str, int] = field(default_factory=dict)
 
     @property
     def algorithm(self) -> str:
@@ -118,6 +120,7 @@ def read_run(folder: str | Path, *, name: str | None = None) -> RunData:
         state=state,
         state_round=state_round,
         problems=tuple(problems),
+        columns=_read_columns(folder),
     )
 
 
@@ -154,6 +157,23 @@ def _read_object(path: Path, problems: list[str]) -> Mapping[str, object]:
         problems.append(f"{path.name} is not a JSON object and was left out")
         return {}
     return value
+
+
+def _read_columns(folder: Path) -> dict[str, int]:
+    """From `models/<party>/native/party.json`; a party without one is left out."""
+    found = {}
+    for path in sorted(folder.glob("models/*/native/party.json")):
+        try:
+            parts = json.loads(path.read_text(encoding="utf-8"))["columns"]["parts"]
+            found[path.parts[-3]] = sum(
+                len(part["outputs"])
+                if "outputs" in part
+                else sum(part[key] is not None for key in ("value", "missing"))
+                for part in parts
+            )
+        except (OSError, ValueError, KeyError, TypeError):
+            continue
+    return found
 
 
 def _read_state(folder: Path, problems: list[str]) -> tuple[Mapping[str, object], int | None]:

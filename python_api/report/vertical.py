@@ -60,7 +60,8 @@ def parties_section(run: RunData) -> Section | None:
         )
     table = Table(
         caption="The parties as configured. The active party holds the label and makes the "
-        "prediction. Rows: ids in training; own rows: those of them that not every party holds.",
+        "prediction. Columns: numbers that the encoder reads, a text column being several. Rows: "
+        "ids in training; own rows: those of them that not every party holds.",
         columns=("party", "role", "table", "columns", "encoder", "labels", "rows", "own rows"),
         rows=tuple(rows),
         left=(0, 1, 2, 4, 5),
@@ -71,13 +72,8 @@ def parties_section(run: RunData) -> Section | None:
 
 
 def _columns_text(run: RunData, party: Mapping[str, object]) -> str:
-    """As many numbers as the encoder reads, where the run says it; else the configured columns."""
-    sizes = run.environment.get("sizes")
-    own = sizes.get(party.get("name")) if isinstance(sizes, Mapping) else None
-    read = whole_numbers(run, "columns").get(str(party.get("name")))
-    if read is None and isinstance(own, Mapping) and isinstance(own.get("features"), int):
-        read = own["features"]
-    if read is not None:
+    """As many numbers as the encoder reads, where the run kept it; else the configured columns."""
+    if (read := run.columns.get(str(party.get("name")))) is not None:
         return str(read)
     features = party.get("features")
     return str(len(features)) if isinstance(features, list) and features else "all"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import html
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -108,24 +108,63 @@ class TrainedParty:
         self._run = run
 
     @cached_property
+    def own(self) -> Any:
+        """The party's part of the run's configuration."""
+        config = Run(self._run).config
+        return next(party for party in config.parties if party.name == self.name)
+
+    @cached_property
+    def vertical(self) -> bool:
+        """Whether the party holds columns of rows that others hold too, not a task of its own."""
+        return Run(self._run).config.setting == "vertical"
+
+    @cached_property
     def model(self) -> Any:
+        if self.vertical:
+            from python_api.algorithms.vertical.load import load_vertical_party
+
+            return load_vertical_party(self._run, self.name)
         from python_api.algorithms.parties import load_party
 
         return load_party(self._run, self.name)
 
-    def predict(self, rows: Sequence[Row] | Path | str) -> list[Row]:
+    def predict(
+        self,
+        rows: Sequence[Row] | Path | str,
+        others: Mapping[str, Sequence[Row] | Path | str] | None = None,
+    ) -> list[Row]:
         """The rows with `prediction` and `p_<class>`, or `prediction` and `answer`, added.
 
         rows: dicts that hold what training read (the label may be missing), or a file of them.
-        """
-        return self.model.predict(read(rows))
+        others: of a vertical run, the other parties' rows by name, joined by id. A party that is
+            not there, or lacks an id, counts as absent for it; `present` and `gate_<party>` say so.
 
-    def evaluate(self, rows: Sequence[Row] | Path | str) -> dict[str, float]:
+        Errors: `InputError` for a row without an id or a column, an id that stands twice, a name
+        that is no other party, or others where parties share no rows.
+        """
+        return self.model.predict(read(rows), *self._others(others))
+
+    def evaluate(
+        self,
+        rows: Sequence[Row] | Path | str,
+        others: Mapping[str, Sequence[Row] | Path | str] | None = None,
+    ) -> dict[str, float]:
         """Metrics by name (`accuracy`, `loss`, ...) on rows that hold the label or the answer.
 
-        Errors: `InputError` for a row without one.
+        others: as `predict` takes them; the label may stand in the active party's rows.
+
+        Errors: `InputError` for a row without one, and those of `predict`.
         """
-        return self.model.evaluate_rows(read(rows))
+        return self.model.evaluate_rows(read(rows), *self._others(others))
+
+    def _others(
+        self, others: Mapping[str, Sequence[Row] | Path | str] | None
+    ) -> tuple[dict[str, list[Row]], ...]:
+        if self.vertical:
+            return ({name: read(rows) for name, rows in (others or {}).items()},)
+        if others:
+            raise InputError("others: the parties of this run share no rows; expected none")
+        return ()
 
 
 def read(rows: Sequence[Row] | Path | str) -> list[Row]:

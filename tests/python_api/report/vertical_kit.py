@@ -191,15 +191,18 @@ def write_run(
     (folder / "status.json").write_text(
         json.dumps(told | {"started": "2026-11-24T09:00:00Z", "seconds": 61.5, "reason": None})
     )
-    (folder / "environment.json").write_text(
-        json.dumps({"threads": 2, "manifest": manifest(), "sizes": {"right": {"features": 32}}})
-    )
+    (folder / "environment.json").write_text(json.dumps({"threads": 2, "manifest": manifest()}))
     for name, rows in (
         ("metrics", metric_rows(rounds, classes, bonus=bonus) if metrics else []),
         ("traffic", traffic_rows(rounds) if algorithm != "centralised" else []),
     ):
         lines = "".join(json.dumps(row) + "\n" for row in rows)
         (folder / f"{name}.jsonl").write_text(lines)
+    native = folder / "models" / "right" / "native"
+    native.mkdir(parents=True)
+    parts: list[dict[str, object]] = [{"value": {}, "missing": None}] * 29
+    parts += [{"outputs": [{}, {}, {}]}, {"value": None, "missing": None}]
+    (native / "party.json").write_text(json.dumps({"columns": {"parts": parts}}))
     if state:
         kept = server_state(classes) | (change or {})
         kept = {key: value for key, value in kept.items() if value is not None}
