@@ -19,10 +19,18 @@ ALGORITHMS: dict[str, str] = {
     "local": "python_api.algorithms.baselines.local:Local",
     "fedit": "python_api.algorithms.baselines.fedit:FedIT",
     "proto_evfl": "python_api.algorithms.proto_evfl:ProtoEvfl",
+    "vfl_local": "python_api.algorithms.baselines.vertical.alone:VflLocal",
+    "vfl_vanilla": "python_api.algorithms.baselines.vertical.vanilla:VflVanilla",
+    "vfl_balanced": "python_api.algorithms.baselines.vertical.balanced:VflBalanced",
+    "vfl_masked": "python_api.algorithms.baselines.vertical.masked:VflMasked",
+    "fixmatch_lite": "python_api.algorithms.baselines.vertical.fixmatch:FixmatchLite",
+    "fedcvt_lite": "python_api.algorithms.baselines.vertical.fedcvt:FedcvtLite",
     "centralised": "python_api.algorithms.baselines.centralised:Centralised",
 }
 # names that stand for another class where the parties bring tables
-ON_TABLES: dict[str, str] = {}
+ON_TABLES: dict[str, str] = {
+    "centralised": "python_api.algorithms.baselines.vertical.centralised:VerticalCentralised",
+}
 
 
 def make(config: RunConfig) -> Algorithm:

@@ -25,7 +25,7 @@ READS_TABLES = {
     "vfl_vanilla": CYCLE,
     "vfl_balanced": CYCLE,
     "vfl_masked": (*CYCLE, "adjust"),
-    "fixmatch_lite": CYCLE,
+    "fixmatch_lite": (*CYCLE, "adjust"),
     "fedcvt_lite": CYCLE,
 }
 

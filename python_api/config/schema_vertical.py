@@ -142,4 +142,4 @@ class ProtoEvflConfig(Table):
     epsilon: Rate = Field(8.0, description='privacy of gradients = "noise" over the whole run')
     delta: Annotated[float, Field(gt=0, lt=1)] = Field(1e-5, description="beside epsilon")
     clip: Rate = Field(1.0, description="largest norm of one row's gradient before noise")
-    adjust: bool = Field(False, description="vfl_masked alone: adds the prior correction")
+    adjust: bool = Field(False, description="vfl_masked, fixmatch_lite: add the prior correction")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -30,6 +30,8 @@ class ProtoEvfl(Vertical):
     """Every row of the table in docs/algorithms.md is a key of [proto_evfl]."""
 
     name = "proto_evfl"
+    rows_class: ClassVar[type[OwnRows]] = OwnRows
+    party_class: ClassVar[type[ProtoParty]] = ProtoParty
 
     def build(self, data: VerticalData) -> list[PassiveParty]:
         members = super().build(data)
@@ -43,7 +45,7 @@ class ProtoEvfl(Vertical):
         return members
 
     def make_member(self, party: Any, data: Any, classes: int) -> PassiveParty:
-        return ProtoParty(party, self.config, data, classes, keys=self.keys)
+        return self.party_class(party, self.config, data, classes, keys=self.keys)
 
     def manifest(self) -> Manifest:
         return Manifest(BASE | ROUND | LOWER)
@@ -61,7 +63,7 @@ class ProtoEvfl(Vertical):
         self.aligned_prior = histogram(y[aligned], server.classes)
         configs = {party.name: party for party in self.config.parties}
         x = server.splits["train"].x
-        self.own = OwnRows(
+        self.own = self.rows_class(
             server,
             self.keys,
             x[~aligned],
@@ -109,7 +111,7 @@ class ProtoEvfl(Vertical):
         slices: dict[str, Tensor] = {}
         for name in self.there.parties:
             payloads[name] = {}
-            if visits and name in self.labelled:
+            if visits and name in self.visited:
                 slices[name] = fusion.head.visiting(self.place[name])
                 payloads[name] = {"head": slices[name].detach().cpu()}
         payloads = {name: sent for name, sent in payloads.items() if name in self.learning}
@@ -207,6 +209,11 @@ class ProtoEvfl(Vertical):
     def labelled(self) -> set[str]:
         """Passive parties with labels of their own, as their config declares."""
         return {party.name for party in self.config.parties if party.label and not party.active}
+
+    @property
+    def visited(self) -> set[str]:
+        """Passive parties that the fused head is sent to in a lower step."""
+        return self.labelled
 
     @property
     def learning(self) -> set[str]:

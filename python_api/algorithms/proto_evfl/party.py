@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -23,6 +23,8 @@ __all__ = ["ProtoParty"]
 class ProtoParty(PassiveParty):
     """Its labels, if it holds any, stay: the fused head comes to visit, its gradient returns."""
 
+    rows_class: ClassVar[type[OwnRows]] = OwnRows
+
     def __init__(self, *args: Any, keys: ProtoEvflConfig, **kwargs: Any) -> None:
         self.keys = keys
         party, run, _, classes = args
@@ -41,7 +43,7 @@ class ProtoParty(PassiveParty):
         labels = torch.full((len(train.ids),), -1) if train.y is None else train.y
         labelled = bool((labels >= 0).any())
         l_ct = weight_of_transport(self.config.l_ct, self.keys, labelled)
-        return OwnRows(self, self.keys, train.x[self.own], labels[self.own], l_ct)
+        return self.rows_class(self, self.keys, train.x[self.own], labels[self.own], l_ct)
 
     def match(self, payload: Payload) -> Payload:
         reply = super().match(payload)
@@ -60,14 +62,15 @@ class ProtoParty(PassiveParty):
 
     def lower(self, payload: Payload) -> Payload:
         """Bus op: one step on own rows. With `head`, the fused head as it is to a row that this
-        party alone holds, its gradient goes back."""
+        party alone holds, its gradient goes back where this party has labels."""
         own = self.own_rows
         if not own.learns:
             return {"loss": 0.0}
         sent = payload.get("head")
         visiting = None
-        if own.labelled and isinstance(sent, Tensor):
-            visiting = sent.to(self.device).requires_grad_()
+        if isinstance(sent, Tensor):
+            # without labels here, the head has nothing to learn from this party
+            visiting = sent.to(self.device).requires_grad_(own.labelled)
         self.head.train()
         loss = own.loss(self.head, visiting)
         loss.backward()

@@ -114,7 +114,7 @@ class Stream:
         if not len(self.rows):
             return self.rows
         count = min(count, len(self.rows))
-        return self.rows[torch.tensor([next(self._order) for _ in range(count)])]
+        return self.rows[torch.tensor([next(self._order) for _ in range(count)], dtype=torch.int64)]
 
     def state(self) -> dict[str, Any]:
         return {"draw": self._draw.get_state()}

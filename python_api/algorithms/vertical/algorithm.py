@@ -6,6 +6,7 @@ import logging
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
@@ -18,14 +19,16 @@ from python_api.algorithms.vertical.active import ActiveParty, Stream, random_su
 from python_api.algorithms.vertical.manifest import BASE
 from python_api.algorithms.vertical.measure import decision_metrics, leakage, nearest_row, plane
 from python_api.algorithms.vertical.party import PassiveParty
+from python_api.config.ignored import READS_TABLES
 from python_api.errors import InputError, RunFailed
+from python_api.federation.bus import Replies
 from python_api.federation.manifest import Manifest
 from python_api.federation.seeds import seed_for
 
 if TYPE_CHECKING:
     from python_api.config import ProtoEvflConfig
     from python_api.data.vertical import PartyData, VerticalData
-    from python_api.federation.bus import Federation, Party, Replies
+    from python_api.federation.bus import Federation, Party
 
 __all__ = ["Batch", "Vertical"]
 
@@ -56,9 +59,14 @@ class Vertical(Algorithm):
 
     switches: ClassVar[Mapping[str, object]] = {}
 
-    @property
+    @cached_property
     def keys(self) -> ProtoEvflConfig:
-        return self.config.proto_evfl.model_copy(update=dict(self.switches))
+        """[proto_evfl] as this algorithm sees it: a baseline reads some keys, the rest are as
+        built in, whatever the config says."""
+        given, read = self.config.proto_evfl, READS_TABLES.get(self.name)
+        if read is not None:
+            given = type(given)(**{key: getattr(given, key) for key in read})
+        return given.model_copy(update=dict(self.switches))
 
     def check(self) -> None:
         most, given = len(self.config.parties), self.config.proto_evfl.min_replies
@@ -151,9 +159,13 @@ class Vertical(Algorithm):
     def cycles(self) -> int:
         """Of one round; every step, lower or upper, takes `batch_size` rows of the active party."""
         train = self.server.config.train
-        rows = int((self.server.y["train"] >= 0).sum())
-        steps = train.steps or train.epochs * math.ceil(rows / train.batch_size)
+        steps = train.steps or train.epochs * math.ceil(self.labelled_rows / train.batch_size)
         return max(1, math.ceil(steps / sum(self.cycle)))
+
+    @property
+    def labelled_rows(self) -> int:
+        """The active party's, of training."""
+        return int((self.server.y["train"] >= 0).sum())
 
     def match(self) -> None:
         """Sends the passive parties the ids, in the clear, and learns who has which."""
@@ -181,6 +193,8 @@ class Vertical(Algorithm):
 
     def call(self, op: str, payloads: Any = None) -> Replies:
         """To the parties that are still there; one that fails sits out the rest of the round."""
+        if not self.there.parties:
+            return Replies({})
         before = set(self.there.parties)
         if isinstance(payloads, dict) and payloads and set(payloads) <= set(self.place):
             payloads = {name: payloads[name] for name in self.there.parties if name in payloads}
@@ -342,13 +356,7 @@ class Vertical(Algorithm):
                 continue
             gates = server.fusion.gates(h, present).cpu()
             self.looked = {"h": h.cpu(), "y": y, "present": present, "gates": gates}
-            for name, m in self.place.items():
-                at = present[:, m]
-                rows.append((name, part, "gate", float(gates[:, m].mean())))
-                if bool(at.any()):
-                    alone = decision_metrics(server.fusion.alone(h[at], m).cpu(), y[at], ())
-                    for metric in ("accuracy", "balanced_accuracy"):
-                        rows.append((name, part, f"local_{metric}", alone[metric]))
+            rows += self.party_rows(part)
         passes = {member.name: member.passes for member in self.members}
         passes[server.name] = server.passes
         rows += [(name, "train", "passes", float(count)) for name, count in passes.items()]
@@ -356,6 +364,21 @@ class Vertical(Algorithm):
             self.recorder.metric(
                 round=round, party=name, phase="global", split=part, metric=metric, value=value
             )
+
+    def party_rows(self, part: str) -> list[tuple[str, str, str, float]]:
+        """(party, split, metric, value): each party's weight, and what it decides alone."""
+        found: list[tuple[str, str, str, float]] = []
+        h, y, present, gates = (self.looked[key] for key in ("h", "y", "present", "gates"))
+        fusion = self.server.fusion
+        for name, m in self.place.items():
+            at = present[:, m]
+            found.append((name, part, "gate", float(gates[:, m].mean())))
+            if bool(at.any()):
+                scores = fusion.alone(h[at].to(self.server.device), m).cpu()
+                alone = decision_metrics(scores, y[at], ())
+                for metric in ("accuracy", "balanced_accuracy"):
+                    found.append((name, part, f"local_{metric}", alone[metric]))
+        return found
 
     def _kept_rows(
         self, round: int, rows: list[tuple[str, str, str, float]], validation: Mapping[str, float]
