@@ -24,6 +24,7 @@ __all__ = [
     "planes",
     "priors",
     "recalls",
+    "selection_courses",
     "selections",
     "whole_numbers",
 ]
@@ -141,6 +142,12 @@ def selections(run: RunData, key: str = "selected") -> dict[str, NDArray[np.int6
     """`{party: (C, 2)}` [kept, rows] of its unaligned rows, by predicted (`selected`) or true
     class (`selected_true`)."""
     found = _by_party(run, key, (len(class_names(run)), 2))
+    return {party: array.astype(np.int64) for party, array in found.items()}
+
+
+def selection_courses(run: RunData, key: str = "selected") -> dict[str, NDArray[np.int64]]:
+    """`{party: (rounds, C, 2)}`: `selections` of every round from the first on."""
+    found = _by_party(run, f"{key}_rounds", (None, len(class_names(run)), 2))
     return {party: array.astype(np.int64) for party, array in found.items()}
 
 

@@ -22,9 +22,16 @@ __all__ = [
     "points_of",
     "recall_section",
     "round_panel",
+    "thinned",
 ]
 
 COLUMNS = 60  # rounds in a heat map; more are thinned at even steps
+
+
+def thinned(count: int) -> list[int]:
+    """At most `COLUMNS` of `count` places, at even steps, the first and the last among them."""
+    places = np.linspace(0, count - 1, min(COLUMNS, count)).round().astype(int)
+    return np.unique(places).tolist()
 
 
 def _kept(run: RunData) -> tuple[str, ...]:
@@ -180,9 +187,7 @@ def recall_section(run: RunData) -> Section | None:
         return None
     last = found.values[:, -1]
     worst = int(np.nanargmin(last)) if np.isfinite(last).any() else 0
-    shown = np.unique(
-        np.linspace(0, len(found.rounds) - 1, min(COLUMNS, len(found.rounds))).round().astype(int)
-    )
+    shown = thinned(len(found.rounds))
     chart = class_map(
         found.values[:, shown],
         found.classes,

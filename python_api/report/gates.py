@@ -1,4 +1,4 @@
-"""The sections of a vertical run on whom the prediction listens to: gates, priors, selection."""
+"""The sections of a vertical run on gates and priors."""
 
 from __future__ import annotations
 
@@ -7,16 +7,16 @@ from markupsafe import Markup
 
 from python_api.report import charts
 from python_api.report.charts import Line
-from python_api.report.classes import class_names, gates, priors, selections
+from python_api.report.classes import class_names, gates, priors
 from python_api.report.courses import points_of, round_panel
 from python_api.report.formats import short_percent
 from python_api.report.grids import class_map
-from python_api.report.marks import mark_rows, share_bars
+from python_api.report.marks import mark_rows
 from python_api.report.parts import Panels, Section, Table
 from python_api.report.reading import RunData
 from python_api.report.svg import mark_swatch
 
-__all__ = ["gate_section", "of_round", "prior_section", "selection_section"]
+__all__ = ["gate_section", "of_round", "prior_section"]
 
 _PRIORS = (
     ("true", "true, where it is known", 2),
@@ -143,40 +143,4 @@ def prior_section(run: RunData) -> Section | None:
         ),
         tables=(table,) if any(prior.off is not None for prior in found.values()) else (),
         notes=(of_round(run),),
-    )
-
-
-def selection_section(run: RunData) -> Section | None:
-    predicted, true = selections(run), selections(run, "selected_true")
-    names = class_names(run)
-    figures = []
-    for party in dict.fromkeys([*predicted, *true]):
-        panels = []
-        for found, by in ((predicted, "predicted"), (true, "true")):
-            counts = found.get(party)
-            if counts is None or not counts[:, 1].any():
-                continue
-            kept, rows = counts.sum(axis=0).tolist()
-            bars = [(name, *pair) for name, pair in zip(names, counts.tolist(), strict=True)]
-            chart = share_bars(
-                bars,
-                title=f"{party}: {kept:,} of {rows:,} own rows kept; by {by} class: "
-                + ", ".join(f"{name} {some:,} of {every:,}" for name, some, every in bars),
-            )
-            panels.append((f"{party}, by {by} class: {kept:,} of {rows:,}", chart))
-        figures.append(Panels(charts=tuple(panels)))
-    figures = [panels for panels in figures if panels.charts]
-    if not figures:
-        return None
-    return Section(
-        "selection",
-        "Which own rows were selected",
-        texts=(
-            "Of each party's rows that others lack, those that the lower level learned from in the "
-            "last round: the ones that conditional transport carries to the prototypes at the "
-            "lowest cost. True classes are known to the measuring side only, and only where this "
-            "run made the split itself.",
-        ),
-        figures=tuple(figures),
-        notes=("The full bar: rows of that class; filled: kept. " + of_round(run),),
     )

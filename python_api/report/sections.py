@@ -10,12 +10,12 @@ from python_api.report.courses import alone_section, course_section, recall_sect
 from python_api.report.exchange import left_section, traffic_section
 from python_api.report.formats import percent, plain_number, points, seconds_text, short_percent
 from python_api.report.gates import gate_section, prior_section
-from python_api.report.gates import selection_section as rows_section
 from python_api.report.middle import basis_section, relation_section, selection_section
 from python_api.report.numbers import BEFORE, headline, round_seconds, series
 from python_api.report.parts import Panels, Section, Table
 from python_api.report.plane import plane_section
 from python_api.report.reading import RunData
+from python_api.report.selected import selection_section as rows_section
 from python_api.report.svg import dot_swatch
 from python_api.report.vertical import notes_section, parties_section, result_section
 

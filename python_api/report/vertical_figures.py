@@ -15,10 +15,12 @@ from python_api.report.classes import (
     planes,
     priors,
     recalls,
+    selection_courses,
     selections,
 )
 from python_api.report.courses import points_of
 from python_api.report.reading import RunData
+from python_api.report.selected import shown_round
 from python_api.report.svg import short
 
 if TYPE_CHECKING:
@@ -139,12 +141,16 @@ def _priors(run: RunData) -> Figure | None:
 
 def _selected(run: RunData) -> Figure | None:
     names = class_names(run)
-    panels = [
-        (f"{party}, by {by} class", counts)
-        for key, by in (("selected", "predicted"), ("selected_true", "true"))
-        for party, counts in selections(run, key).items()
-        if counts[:, 1].any()
-    ]
+    panels = []
+    for key, by in (("selected", "predicted"), ("selected_true", "true")):
+        courses = selection_courses(run, key)
+        for party, last in selections(run, key).items():
+            counts, title = last, f"{party}, by {by} class"
+            if party in courses:
+                at = shown_round(len(courses[party]))
+                counts, title = courses[party][at - 1], f"{title}, round {at}"
+            if counts[:, 1].any():
+                panels.append((title, counts))
     if not panels:
         return None
     figure, axes = new_figure(len(panels), height=4.0)

@@ -41,6 +41,7 @@ class ProtoEvfl(Vertical):
         self.priors: dict[str, Tensor] = {}
         self.kept: dict[str, Tensor] = {}
         self.withheld: dict[str, int] = {}
+        self.courses: dict[str, list[Tensor]] = {}
         self.noise = GradientNoise(self.keys) if self.keys.gradients == "noise" else None
         return members
 
@@ -290,6 +291,11 @@ class ProtoEvfl(Vertical):
             if name in self.withheld:
                 told[f"withheld/{name}"] = self.withheld[name]
             told |= self._truth(name)
+            for key in ("selected", "selected_true"):  # the share ramps to 1: one round says little
+                if isinstance(table := told.get(f"{key}/{name}"), Tensor):
+                    course = self.courses.setdefault(f"{key}_rounds/{name}", [])
+                    course.append(table.clone())
+                    told[f"{key}_rounds/{name}"] = torch.stack(course)
         return told
 
     def _truth(self, name: str) -> dict[str, object]:

@@ -153,6 +153,22 @@ def test_state_of_odd_shapes_is_left_out_not_drawn(tmp_path: Path) -> None:
     assert dict(vertical_figures(data_of(folder)))["selected.png"] is not None
 
 
+def test_the_selection_is_shown_where_it_still_selects(tmp_path: Path) -> None:
+    course = torch.tensor([[[n, 8]] + [[0, 0]] * 9 for n in (2, 4, 6, 8)])
+    change: dict[str, object] = {
+        key.format(party): None
+        for party in ("left", "right")
+        for key in ("selected_rounds/{}", "selected_true/{}", "selected/{}")
+    }
+    change |= {"selected/left": course[-1], "selected_rounds/left": course}
+    text = page_of(write_run(tmp_path / "run", change=change)).text
+    assert "left, by predicted class, round 2: 4 of 8" in text
+    assert "in all from 25 % to 100 %" in text
+    change["selected_rounds/left"] = None
+    text = page_of(write_run(tmp_path / "last", change=change)).text
+    assert "left, by predicted class, round 40: 8 of 8" in text
+
+
 def test_recalls_follow_the_rounds(tmp_path: Path) -> None:
     folder = write_run(tmp_path / "run", rounds=120)
     found = recalls(data_of(folder))
@@ -162,7 +178,7 @@ def test_recalls_follow_the_rounds(tmp_path: Path) -> None:
     assert found.values[7, -1] == last
     page = page_of(folder)
     cells = sum(tag == "rect" and "heat" in str(a.get("class")) for tag, a in page.tags)
-    assert cells <= 10 * 60 + 2 * 10  # rounds are thinned, gates have two columns
+    assert cells <= 10 * (60 + 2 + 2 * 8)  # rounds are thinned; gates, shares kept
 
 
 def test_an_unseen_class_is_named_with_its_metrics(tmp_path: Path) -> None:

@@ -129,6 +129,9 @@ def server_state(classes: tuple[str, ...], *, points: int = 360) -> dict[str, ob
             f"prior/{party}/mixed": (true + 1 / count) / 2,
             f"selected/{party}": torch.stack([kept, kept + 20], dim=1),
             f"selected_true/{party}": torch.stack([kept // 2, kept + 10], dim=1),
+            f"selected_rounds/{party}": torch.stack(
+                [torch.stack([kept * n // 8, kept + 20], dim=1) for n in range(1, 9)]
+            ),
             f"plane/{party}/rows": rows,
             f"plane/{party}/labels": labels,
             f"plane/{party}/prototypes": centres,
