@@ -16,7 +16,7 @@ from python_api.errors import InputError
 if TYPE_CHECKING:
     from torch import Tensor
 
-__all__ = ["CATEGORIES", "Columns", "is_missing", "kinds_of"]
+__all__ = ["CATEGORIES", "Columns", "is_missing", "survey"]
 
 CATEGORIES = 32  # the most that one column may have
 MISSING = {"", "na", "nan", "null", "<na>"}  # in lower case
@@ -118,17 +118,14 @@ class Columns:
         *,
         keep_constant: bool = False,
     ) -> Columns:
-        """kinds: column -> "number" or "category" (`kinds_of`).
+        """kinds: column -> "number" or "category" (`survey`).
 
         keep_constant: one output per column whatever its values, as the pixels of an image need.
         """
         parts: list[Number | Category] = []
-        constant, lacking = [], []
+        constant = []
         for source, kind in kinds.items():
             texts = [_value(row, source) for row in rows]
-            lost = sum(text is None for text in texts)
-            if lost:
-                lacking.append(f"{source} ({lost})")
             part: Number | Category
             if kind == "number":
                 part = _number(source, texts, keep_constant)
@@ -142,8 +139,6 @@ class Columns:
         if constant:
             verb = "is" if len(constant) == 1 else "are"
             notes.append(f"{listed(constant)} {verb} constant in its training rows and left out")
-        if lacking:
-            notes.append(f"missing values are imputed (training rows): {listed(lacking)}")
         return cls(tuple(parts), tuple(notes))
 
     def encode(self, rows: Sequence[Mapping[str, str]]) -> Tensor:
@@ -197,19 +192,25 @@ def is_missing(text: str | None) -> bool:
     return text is None or text.strip().lower() in MISSING
 
 
-def kinds_of(rows: Rows, columns: Sequence[str], categorical: Sequence[str]) -> dict[str, str]:
-    """column -> "number" or "category", by all of its values.
+def survey(
+    rows: Rows, columns: Sequence[str], categorical: Sequence[str]
+) -> tuple[dict[str, str], dict[str, int]]:
+    """(column -> "number" or "category", column -> values that are missing), by all rows.
 
     Numbers are columns all of whose values are numbers and that are not named in `categorical`.
 
     Raises:
         InputError: a text among numbers, an infinite number, or more than `CATEGORIES` texts.
     """
-    return {column: _kind(rows, column, column in categorical) for column in columns}
+    kinds, missing = {}, {}
+    for column in columns:
+        texts = [_value(row, column) for row in rows]
+        kinds[column] = _kind(rows, column, texts, column in categorical)
+        missing[column] = sum(text is None for text in texts)
+    return kinds, missing
 
 
-def _kind(rows: Rows, column: str, forced: bool) -> str:
-    texts = [_value(row, column) for row in rows]
+def _kind(rows: Rows, column: str, texts: Sequence[str | None], forced: bool) -> str:
     given = [text for text in texts if text is not None]
     if not forced and _all_numbers(given):
         return "number"

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from python_api.data.loaders import Rows, read_rows
 from python_api.data.vertical.builtin import read_builtin
-from python_api.data.vertical.columns import is_missing, kinds_of
+from python_api.data.vertical.columns import is_missing, survey
 from python_api.data.words import listed
 from python_api.errors import InputError
 
@@ -71,12 +71,18 @@ def read_party(party: VerticalPartyConfig, label: str) -> PartyTable:
                 f"is left out (label = {label!r} in its [[party]] says that it holds labels)"
             )
     columns = _features(party, rows, label, taken)
+    if "" in columns and not party.features:
+        columns.remove("")
+        notes.append(f"{party.name}: a column without a name is left out")
     for column in party.categorical:
         if column not in columns:
             raise InputError(
                 f"{where}.categorical: no feature {column!r}; expected one of {listed(columns)}"
             )
-    kinds = kinds_of(rows, columns, party.categorical)
+    kinds, missing = survey(rows, columns, party.categorical)
+    lacking = [f"{column} ({count})" for column, count in missing.items() if count]
+    if lacking:
+        notes.append(f"{party.name}: missing values are imputed: {listed(lacking)}")
     if party.model.shape is not None:
         _check_image(party, rows, kinds)
     labels = None

@@ -121,10 +121,16 @@ def test_text_where_numbers_were_expected(folder: Path) -> None:
 def test_missing_and_constant_values_are_said(folder: Path) -> None:
     blanks = {0: "NaN", 1: "", 2: "NA", 3: "null"}
     change(folder, "shop", lambda i, row: row | {"v": "1", "u": blanks.get(i, row["u"])})
-    noted(folder, "shop: missing values are imputed", "u (")
+    noted(folder, "shop: missing values are imputed: u (4)")
     noted(folder, "shop: v is constant in its training rows and left out")
     change(folder, "shop", lambda i, row: row | {"u": "1"})
     refused(folder, "party.shop.table: every column", "constant")
+
+
+def test_a_column_without_a_name_is_left_out(folder: Path) -> None:
+    change(folder, "bank", lambda i, row: {"": str(i)} | row)
+    noted(folder, "bank: a column without a name is left out")
+    assert load_vertical(config(folder)).parties["bank"].columns.sources == ("x", "job")
 
 
 def test_small_tables(folder: Path) -> None:
