@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from python_api.algorithms.vertical.local_head import local_head
-from python_api.algorithms.vertical.unseen import calibrated, filled
+from python_api.algorithms.vertical.unseen import NEVER, calibrated, filled, related
 
 if TYPE_CHECKING:
     from python_api.config import ProtoEvflConfig
@@ -104,10 +104,12 @@ class PrototypeHead(nn.Module):
         return torch.einsum("bmc,bme->bce", gate, moved)
 
     def forward(self, h: Tensor, present: Tensor, gate: Tensor) -> Tensor:
-        nu = self.prototypes
+        nu, told = self.prototypes, None
         if not bool(self.known.all()) and not self.training:
             nu = filled(nu, self.known, self.relation)
-        return torch.cosine_similarity(self.joined(h, gate), nu, dim=2) / self.tau
+            told = related(self.known, self.relation)
+        found = torch.cosine_similarity(self.joined(h, gate), nu, dim=2) / self.tau
+        return found if told is None else found.masked_fill(~told, NEVER)
 
 
 class Fusion(nn.Module):
@@ -165,15 +167,20 @@ class Fusion(nn.Module):
         return self.head(h, present, self.gates(h, present))
 
     def log_local(self, h: Tensor, party: int) -> Tensor:
-        """(B, C): log-probabilities of one party's local head from its representations (B, d)."""
+        """(B, C): log-probabilities of one party's local head from its representations (B, d).
+
+        Without the vote a class that no party knows, nor relates to one that it knows, cannot win.
+        """
         known = self.known[party]
         rule = self.keys.unseen
         if rule == "vote":
             return calibrated(self.local[party].logits(h, known), known)
-        prototypes = None
+        prototypes, told = None, self.known.any(0)
         if rule == "relations" and not bool(known.all()):
             prototypes = filled(self.local[party].prototypes, known, self.relation)
-        return torch.log_softmax(self.local[party].logits(h, None, prototypes), 1)
+            told = related(known, self.relation)
+        found = self.local[party].logits(h, None, prototypes)
+        return torch.log_softmax(found.masked_fill(~told, NEVER), 1)
 
     def scores(self, h: Tensor, present: Tensor) -> Tensor:
         """(B, C), the largest is the decision: the fused head, or the vote where a class is unseen

@@ -7,9 +7,10 @@ import math
 import torch
 from torch import Tensor
 
-__all__ = ["calibrated", "filled", "relation_of"]
+__all__ = ["NEVER", "calibrated", "filled", "related", "relation_of"]
 
 TEMPERATURE = 0.1  # of the weights over related classes
+NEVER = -1e4  # the logit of a class of which nothing is known
 
 
 def calibrated(logits: Tensor, known: Tensor) -> Tensor:
@@ -40,6 +41,15 @@ def relation_of(prototypes: Tensor, known: Tensor) -> Tensor:
     return torch.where(both, unit @ unit.T, unit.new_zeros(()))
 
 
+def related(known: Tensor, relation: Tensor) -> Tensor:
+    """(C,) bool: a class that is known, or whose relation to some known class is.
+
+    >>> related(torch.tensor([True, True, False]), torch.eye(3)).tolist()
+    [True, True, False]
+    """
+    return known | (relation[:, known] != 0).any(1)
+
+
 def filled(prototypes: Tensor, known: Tensor, relation: Tensor) -> Tensor:
     """The prototypes, those that are not known made of the known ones by their relation.
 
@@ -50,7 +60,7 @@ def filled(prototypes: Tensor, known: Tensor, relation: Tensor) -> Tensor:
     if bool(known.all()) or not bool(known.any()):
         return prototypes
     unit = torch.nn.functional.normalize(prototypes, dim=1)
-    told = relation.abs().sum(1) > 0
     weight = torch.softmax((relation / TEMPERATURE).masked_fill(~known[None, :], -math.inf), dim=1)
     made = torch.nn.functional.normalize(weight @ unit, dim=1)
-    return torch.where((~known & told)[:, None], made, prototypes)
+    made_up = ~known & related(known, relation)
+    return torch.where(made_up[:, None], made, prototypes)
