@@ -39,6 +39,8 @@ class LocalOptimizer:
         weight_decay: the default of the groups.
         clip: bound of the norm of all gradients together; 0 does not clip.
         start: steps already done, for an optimiser that is made anew within a run.
+        fused: torch's fused step, one kernel for all parameters; its bits are not those of the
+            default.
     """
 
     def __init__(
@@ -51,13 +53,14 @@ class LocalOptimizer:
         weight_decay: float = 0.0,
         clip: float = 1.0,
         start: int = 0,
+        fused: bool = False,
     ) -> None:
         kept = []
         for group in groups:
             params: list[nn.Parameter] = list(group["params"])
             if params:
                 kept.append({"weight_decay": weight_decay, **group, "params": params})
-        self.adamw = torch.optim.AdamW(kept) if kept else None
+        self.adamw = torch.optim.AdamW(kept, fused=fused or None) if kept else None
         self.rates = [group["lr"] for group in kept]
         self.schedule = schedule
         self.warmup = warmup

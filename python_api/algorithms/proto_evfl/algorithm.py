@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from functools import cached_property
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
@@ -42,7 +44,7 @@ class ProtoEvfl(Vertical):
         self.kept: dict[str, Tensor] = {}
         self.withheld: dict[str, int] = {}
         self.courses: dict[str, list[Tensor]] = {}
-        self.noise = GradientNoise(self.keys) if self.keys.gradients == "noise" else None
+        self.noise: GradientNoise | None = None
         return members
 
     def make_member(self, party: Any, data: Any, classes: int) -> PassiveParty:
@@ -79,6 +81,8 @@ class ProtoEvfl(Vertical):
             if isinstance(fusion.head, PrototypeHead):
                 fusion.head.known.copy_(server.seen)
         self.priors = {server.name: self.own.prior}
+        if self.keys.gradients == "noise":
+            self.noise = GradientNoise(self.keys, self._releases())
         self._weigh()
 
     def begin_round(self, round: int) -> None:
@@ -101,7 +105,6 @@ class ProtoEvfl(Vertical):
 
     def lower_step(self) -> float:
         server, fusion = self.server, self.server.fusion
-        fusion.train()
         visits = isinstance(fusion.head, LinearHead) and self.keys.rows == "masked"
         loss = torch.zeros(())
         if self.own.learns:
@@ -201,22 +204,29 @@ class ProtoEvfl(Vertical):
             return torch.zeros_like(prior).to(self.server.device)
         return prior.log().to(self.server.device)
 
-    def outgoing(self, grad: Tensor) -> Tensor:
-        return grad if self.noise is None else self.noise(grad)
+    def outgoing(self, grad: Tensor, rows: int) -> Tensor:
+        return grad if self.noise is None else self.noise(grad, rows)
+
+    def _releases(self) -> int:
+        """How often the run sends a gradient of the aligned row that it sends most often."""
+        aligned = len(self.streams["aligned"])
+        sent = min(self.server.config.train.batch_size, aligned)
+        steps = self.config.rounds * self.cycles * self.cycle[1]
+        return math.ceil(steps * sent / max(1, aligned)) + 1
 
     # ---- priors and prototypes --------------------------------------------------------------
 
-    @property
+    @cached_property
     def labelled(self) -> set[str]:
         """Passive parties with labels of their own, as their config declares."""
         return {party.name for party in self.config.parties if party.label and not party.active}
 
-    @property
+    @cached_property
     def visited(self) -> set[str]:
         """Passive parties that the fused head is sent to in a lower step."""
         return self.labelled
 
-    @property
+    @cached_property
     def learning(self) -> set[str]:
         """Passive parties to which a lower step means anything."""
         return {

@@ -139,6 +139,8 @@ class Vertical(Algorithm):
         lower, upper = self.cycle
         cycles = self.cycles
         steps, step, loss = cycles * (lower + upper), 0, 0.0
+        self.server.fusion.train()
+        self.server.encoder.train()
         for _ in range(cycles):
             for number in range(lower + upper):
                 loss = self.lower_step() if number < lower else self.upper_step()
@@ -235,7 +237,6 @@ class Vertical(Algorithm):
         for name, m in self.place.items():
             if name != self.server.name and name not in there:
                 present[:, m] = False
-        self.server.encoder.train()
         own = self.server.encode(self.server.splits["train"].x[batch.rows], noisy=True)
         columns: list[Tensor] = [own] * len(self.place)
         leaves: dict[str, tuple[Tensor, Tensor]] = {}
@@ -254,7 +255,6 @@ class Vertical(Algorithm):
 
     def upper_step(self) -> float:
         """One batch over the bus: representations up, their gradients down, everybody steps."""
-        self.server.fusion.train()
         batch = self.batch()
         h, present, leaves = self.embed(batch)
         loss = self.upper_loss(h, present, batch)
@@ -262,15 +262,16 @@ class Vertical(Algorithm):
         grads = {}
         for name, (leaf, at) in leaves.items():
             grad = torch.zeros_like(leaf) if leaf.grad is None else leaf.grad
-            self._remember(name, grad, batch.y[at])
-            grads[name] = {"grad": self.outgoing(grad).cpu()}
+            sent = self.outgoing(grad, len(h))
+            self._remember(name, sent, batch.y[at])
+            grads[name] = {"grad": sent.cpu()}
         if grads:
             self.call("backward", grads)
         self.server.optimizer.step()
         return float(loss.detach())
 
-    def outgoing(self, grad: Tensor) -> Tensor:
-        """The gradient (b, d) as it is sent to a passive party."""
+    def outgoing(self, grad: Tensor, rows: int) -> Tensor:
+        """The gradient (b, d) of a mean over `rows` rows, as it is sent to a passive party."""
         return grad
 
     def _remember(self, name: str, grad: Tensor, y: Tensor) -> None:

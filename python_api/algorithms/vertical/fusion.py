@@ -158,7 +158,12 @@ class Fusion(nn.Module):
         if self.gate is None:
             even = h.new_zeros(len(h), len(self.parties), self.classes)
             return masked_softmax(even, present)
-        return self.gate(h, self.told(h, present), present, self.log_prior)
+        return self.gate(
+            h,
+            self.told(h, present),
+            present,
+            getattr(self.keys, "gate_prior", 1.0) * self.log_prior,
+        )
 
     # ---- decision ---------------------------------------------------------------------------
 

@@ -64,6 +64,7 @@ class EncoderParty(Party):
             weight_decay=train.weight_decay,
             clip=train.clip,
             warmup=train.warmup,
+            fused=True,
         )
 
     def encode(self, x: Tensor, *, noisy: bool = False, scale: float = 1.0) -> Tensor:
