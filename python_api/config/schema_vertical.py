@@ -94,6 +94,14 @@ class ProtoEvflConfig(Table):
         'within each predicted "class"',
     )
     gate: bool = Field(True, description="weigh the parties by row; false: the plain mean")
+    gate_reads: Literal["all", "sureness"] = Field(
+        "all", description='"sureness": the gate does not see the representations'
+    )
+    gate_prior: bool = Field(True, description="log prior of the class among the gate's scores")
+    decide: Literal["fused", "joint"] = Field(
+        "fused",
+        description='"joint": log-probabilities of fused head plus mean of the local heads\'',
+    )
     unseen: Literal["vote", "prototypes", "relations"] = Field(
         "vote", description="how a class that the active party has never seen is predicted"
     )
@@ -129,6 +137,11 @@ class ProtoEvflConfig(Table):
     g: Weight = Field(0.5, description='how much more of rare classes select = "class" keeps')
     soft: bool = Field(False, description="weights in place of a hard selection")
     pseudo: Weight = Field(0.0, description="weight of pseudo-labels on the cheapest half")
+    guess: Literal["cheapest", "agree", "balanced"] = Field(
+        "cheapest",
+        description='pseudo-labels: of the cheapest half of the rows; "agree": of those where '
+        'local and visiting fused head agree; "balanced": by transport to the class prior',
+    )
     ema: Annotated[float, Field(gt=0, le=1)] = Field(0.1, description="step of running prototypes")
     pull: Weight = Field(0.0, description="pull of fused prototypes to the fused class means")
     lower: Count = Field(1, description="steps of each party on its own rows, then ...")

@@ -97,15 +97,20 @@ class ProtoEvfl(Vertical):
             }
             for name in self.there.parties
         }
+        agrees = self.visits and self.keys.pseudo > 0 and self.keys.guess == "agree"
+        for name, sent in payloads.items() if agrees else ():
+            sent["fused"] = fusion.head.visiting(self.place[name]).detach().cpu()
         replies = self.call("begin", payloads) if payloads else None
         if replies is not None:
             self.kept |= {name: reply["kept"] for name, reply in replies.ok.items()}
-        self.own.look(fusion.local[self.server.place], self.world, share)
+        place = self.server.place
+        fused = fusion.head.visiting(place).detach() if agrees else None
+        self.own.look(fusion.local[place], self.world, share, fused)
         self.kept[self.server.name] = self.own.table
 
     def lower_step(self) -> float:
         server, fusion = self.server, self.server.fusion
-        visits = isinstance(fusion.head, LinearHead) and self.keys.rows == "masked"
+        visits = self.visits
         loss = torch.zeros(())
         if self.own.learns:
             visiting = fusion.head.visiting(server.place) if visits else None
@@ -215,6 +220,11 @@ class ProtoEvfl(Vertical):
         return math.ceil(steps * sent / max(1, aligned)) + 1
 
     # ---- priors and prototypes --------------------------------------------------------------
+
+    @property
+    def visits(self) -> bool:
+        """Whether the fused head goes to the parties in lower steps."""
+        return isinstance(self.server.fusion.head, LinearHead) and self.keys.rows == "masked"
 
     @cached_property
     def labelled(self) -> set[str]:

@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from fedkernels import prototype_distance, sinkhorn
 from python_api.algorithms.proto_evfl.own import OwnTerms, own_loss
 from python_api.algorithms.proto_evfl.prior import em_step, histogram, mixed
-from python_api.algorithms.proto_evfl.selection import select, soft_weights, survey
+from python_api.algorithms.proto_evfl.selection import CHUNK, Survey, select, soft_weights, survey
 from python_api.algorithms.vertical.active import Stream
 
 if TYPE_CHECKING:
@@ -71,8 +72,13 @@ class OwnRows:
             self.labelled or self.l_ct > 0 or (self.keys.pseudo > 0 and self.guess is not None)
         )
 
-    def look(self, head: LocalHead, world: Tensor, share: float) -> None:
-        """Once a round: prior by EM where there are no labels, mixed prior, costs, selection."""
+    def look(
+        self, head: LocalHead, world: Tensor, share: float, visiting: Tensor | None = None
+    ) -> None:
+        """Once a round: prior by EM where there are no labels, mixed prior, costs, selection.
+
+        visiting: the fused head, for pseudo-labels on which both heads agree.
+        """
         party, keys = self.party, self.keys
         party.encoder.eval()
 
@@ -96,11 +102,40 @@ class OwnRows:
         self.soft = soft_weights(found) if keys.soft else None
         if keys.pseudo:
             half = select(found, self.weights, rule="cheapest", share=PSEUDO_SHARE)
-            self.guess = torch.where(half & (self.y < 0), guess, -1)
+            taken = guess
+            if keys.guess == "agree" and visiting is not None:
+                half &= self._fused_guess(visiting) == guess
+            if keys.guess == "balanced":
+                taken, half = self._balanced_guess(head)
+            self.guess = torch.where(half & (self.y < 0), taken, -1)
         classes = party.classes
         self.table = torch.stack(
             [torch.bincount(g, minlength=classes) for g in (guess[self.kept], guess)], 1
         )
+
+    @torch.no_grad()
+    def _fused_guess(self, visiting: Tensor) -> Tensor:
+        """(n,) the class that the fused head says where this party alone is present."""
+        found = [
+            (self.party.encode(part) @ visiting[:, :-1].T + visiting[:, -1]).argmax(1).cpu()
+            for part in self.x.split(CHUNK)
+        ]
+        return torch.cat(found)
+
+    @torch.no_grad()
+    def _balanced_guess(self, head: LocalHead) -> tuple[Tensor, Tensor]:
+        """Classes by entropic transport from the rows to the prototypes, whose masses are the mixed
+        prior: (guess, the surest half of each class)."""
+        h = torch.cat([self.party.encode(part) for part in self.x.split(CHUNK)])
+        cost = prototype_distance(h, head.prototypes, metric="cosine")
+        n = len(cost)
+        even = torch.full((1, n), 1 / n, device=h.device)
+        prior = self.weights.to(h.device)[None]
+        plan = sinkhorn(cost[None], even, prior, eps=self.keys.tau, max_iter=200).plan()[0].cpu()
+        sure, guess = (plan * n).max(1)
+        found = Survey(1 - sure, guess, sure, plan.sum(0))
+        flat = torch.ones_like(self.weights)
+        return guess, select(found, flat, rule="class", share=PSEUDO_SHARE, g=0.0)
 
     def _mixed(self, world: Tensor) -> Tensor:
         return prior_of(self.keys.prior, self.prior, world, self.keys)

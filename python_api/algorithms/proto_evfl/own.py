@@ -90,5 +90,11 @@ def own_loss(
             h[kept], head.prototypes, prior, tau=terms.tau, rho=terms.rho, weight=weight
         )
     if terms.pseudo and guess is not None:
-        loss = loss + terms.pseudo * head.loss(h, guess, log_prior, mask)
+        even = torch.zeros_like(log_prior)
+        loss = loss + terms.pseudo * head.loss(h, guess, even, mask)
+        if visiting is not None and bool((guess >= 0).any()):
+            logits = h @ visiting[:, :-1].T + visiting[:, -1]
+            loss = loss + terms.pseudo * torch.nn.functional.cross_entropy(
+                logits, guess, ignore_index=-1
+            )
     return loss

@@ -57,7 +57,9 @@ class ProtoParty(PassiveParty):
         sent, prior = payload["head"], payload["prior"]
         assert isinstance(sent, Tensor) and isinstance(prior, Tensor)
         self.head.unpack(sent.to(self.device))
-        self.own_rows.look(self.head, prior, float(payload["keep"]))  # type: ignore[arg-type]
+        fused, share = payload.get("fused"), float(payload["keep"])  # type: ignore[arg-type]
+        visiting = fused.to(self.device) if isinstance(fused, Tensor) else None
+        self.own_rows.look(self.head, prior, share, visiting)
         return {"kept": self.own_rows.table}
 
     def lower(self, payload: Payload) -> Payload:

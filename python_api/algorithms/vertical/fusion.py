@@ -35,12 +35,13 @@ class Gate(nn.Module):
 
     def __init__(self, parties: int, width: int) -> None:
         super().__init__()
+        self.width = width
         self.layers = nn.ModuleList(nn.Linear(width + 3, HIDDEN) for _ in range(parties))
         self.out = nn.Parameter(torch.zeros(parties, HIDDEN))
 
     def forward(self, h: Tensor, told: Tensor, present: Tensor, log_prior: Tensor) -> Tensor:
         """told (B, M, 3), log_prior (M, C) -> (B, M, C)."""
-        seen = torch.cat([h, told], 2)
+        seen = torch.cat([h, told], 2) if self.width else told
         hidden = torch.stack([layer(seen[:, m]) for m, layer in enumerate(self.layers)], 1)
         score = (torch.tanh(hidden) * self.out).sum(2, keepdim=True) + log_prior
         return masked_softmax(score, present)
@@ -128,7 +129,8 @@ class Fusion(nn.Module):
         self.place = {name: m for m, name in enumerate(self.parties)}
         self.keys, self.classes, self.width = keys, classes, width
         count = len(self.parties)
-        self.gate = Gate(count, width) if keys.gate else None
+        reads = width if keys.gate_reads == "all" else 0
+        self.gate = Gate(count, reads) if keys.gate else None
         self.head: LinearHead | PrototypeHead = (
             LinearHead(count, classes, width)
             if keys.head == "linear"
@@ -158,12 +160,8 @@ class Fusion(nn.Module):
         if self.gate is None:
             even = h.new_zeros(len(h), len(self.parties), self.classes)
             return masked_softmax(even, present)
-        return self.gate(
-            h,
-            self.told(h, present),
-            present,
-            getattr(self.keys, "gate_prior", 1.0) * self.log_prior,
-        )
+        prior = self.log_prior if self.keys.gate_prior else torch.zeros_like(self.log_prior)
+        return self.gate(h, self.told(h, present), present, prior)
 
     # ---- decision ---------------------------------------------------------------------------
 
@@ -192,7 +190,15 @@ class Fusion(nn.Module):
         at the active party."""
         fused = isinstance(self.head, PrototypeHead) and self.keys.unseen != "vote"
         if not bool(self.votes) or fused:
-            return self.logits(h, present) + self.log_test
+            found = self.logits(h, present) + self.log_test
+            if self.keys.decide == "fused":
+                return found
+            local = self._sum_of_local(h, present) / present.sum(1, keepdim=True).clamp_min(1)
+            return torch.log_softmax(found, 1) + local
+        return self._sum_of_local(h, present)
+
+    def _sum_of_local(self, h: Tensor, present: Tensor) -> Tensor:
+        """(B, C) sum over the parties present of their local log-probabilities."""
         total = h.new_zeros(len(h), self.classes)
         for m in range(len(self.parties)):
             total = total + present[:, m, None] * self.log_local(h[:, m], m)

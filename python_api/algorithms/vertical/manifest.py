@@ -41,7 +41,12 @@ def _packed(*, optional: bool = False) -> Rule:
 # the start and the end of a round of Proto-EVFL
 ROUND = {
     "begin": OpRule(
-        down={"head": _packed(), "prior": _per_class(), "keep": Rule(kind="number")},
+        down={
+            "head": _packed(),
+            "prior": _per_class(),
+            "keep": Rule(kind="number"),
+            "fused": _packed(optional=True),
+        },
         up={"kept": Rule(dtype=torch.int64, shape=("classes", 2))},
     ),
     "share": OpRule(
