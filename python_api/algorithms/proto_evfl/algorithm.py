@@ -234,7 +234,7 @@ class ProtoEvfl(Vertical):
     @cached_property
     def visited(self) -> set[str]:
         """Passive parties that the fused head is sent to in a lower step."""
-        return self.labelled
+        return self.learning if self.keys.pseudo else self.labelled
 
     @cached_property
     def learning(self) -> set[str]:
