@@ -19,8 +19,8 @@ if TYPE_CHECKING:
 
 __all__ = ["VerticalPartyCheck", "VerticalReport", "check_vertical", "encoder_name"]
 
-# what is sent over the bus is counted for these; elsewhere nothing is sent in training
-SENDS_NOTHING = ("vfl_local", "centralised")
+SENDS_NOTHING = ("vfl_local", "centralised")  # in training
+ALIGNED_ONLY = ("vfl_vanilla", "vfl_balanced")  # joint steps take no other rows
 
 
 @dataclass(frozen=True)
@@ -60,9 +60,9 @@ def check_vertical(config: RunConfig) -> VerticalReport:
     """
     data = preflight_vertical(config)
     active = next(party for party in config.vertical_parties if party.active)
-    steps, cycles = steps_per_round(config, data, active)
+    steps, lower = steps_per_round(config, data, active)
     parties = tuple(
-        _party(party, config, data, active, steps, cycles) for party in config.vertical_parties
+        _party(party, config, data, active, steps, lower) for party in config.vertical_parties
     )
     counts = data.counts
     parts = ("train", "validation", "test")
@@ -104,17 +104,18 @@ def preflight_vertical(config: RunConfig, *, here: bool = False) -> VerticalData
 def steps_per_round(
     config: RunConfig, data: VerticalData, active: VerticalPartyConfig
 ) -> tuple[int, int]:
-    """(joint steps, cycles) of a round: a pass over the active party's labelled training rows.
+    """(joint steps, steps on own rows) of a round: a pass over the active party's labelled rows.
 
-    A baseline has no lower level and makes its steps jointly, so that all make as many.
+    Algorithms without a lower level make all of their steps jointly, so that all make as many.
     """
     y = data.parties[active.name].train.y
     assert y is not None
     keys, train = config.proto_evfl, active.train
     steps = train.steps or train.epochs * math.ceil(int((y >= 0).sum()) / train.batch_size)
-    cycles = max(1, math.ceil(steps / max(1, keys.upper)))
-    own = config.algorithm == "proto_evfl"
-    return cycles * (keys.upper if own else keys.upper + keys.lower), cycles
+    cycles = max(1, math.ceil(steps / (keys.lower + keys.upper)))
+    if config.algorithm in (*SENDS_NOTHING, *ALIGNED_ONLY):
+        return cycles * (keys.lower + keys.upper), 0
+    return cycles * keys.upper, cycles * keys.lower
 
 
 def encoder_name(party: VerticalPartyConfig, columns: int | None = None) -> str:
@@ -132,7 +133,7 @@ def _party(
     data: VerticalData,
     active: VerticalPartyConfig,
     steps: int,
-    cycles: int,
+    lower: int,
 ) -> VerticalPartyCheck:
     from python_api.models.encoder import build_encoder
 
@@ -141,9 +142,11 @@ def _party(
     sends = not party.active and config.algorithm not in SENDS_NOTHING
     sent = steps * _joint_rows(config, data, active, party.name) if sends else 0.0
     size = round(sent * party.model.out * 4)
-    # a joint step, and in every cycle the steps on own rows
-    many = config.rounds * (steps + (cycles * config.proto_evfl.lower))
-    seconds = many * _step_seconds(encoder, own.train.x[: party.train.batch_size])
+    seconds = (
+        config.rounds
+        * (steps + lower)
+        * _step_seconds(encoder, own.train.x[: party.train.batch_size])
+    )
     return VerticalPartyCheck(
         name=party.name,
         active=party.active,
@@ -171,7 +174,8 @@ def _joint_rows(
     if not aligned:
         return 0.0
     size, share = active.train.batch_size, len(aligned) / len(labelled)
-    count = size if share == 1 else round(size * max(0.5, share))
+    whole = share == 1 or config.algorithm in ALIGNED_ONLY
+    count = size if whole else round(size * max(0.5, share))
     return min(count, len(aligned)) * len(others[name]) / len(aligned)
 
 

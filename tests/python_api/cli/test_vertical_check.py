@@ -12,6 +12,7 @@ from python_api.check import check
 from python_api.check_vertical import VerticalReport
 from python_api.cli import main
 from python_api.config import load_config
+from python_api.config.settings import VERTICAL
 from python_api.run import run
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -69,16 +70,17 @@ def test_check_warns_of_what_is_never_measured(
 
 
 @pytest.mark.parametrize("overlap", [1.0, 0.6])
-@pytest.mark.parametrize("algorithm", ["proto_evfl"])
+@pytest.mark.parametrize("algorithm", [*VERTICAL, "centralised"])
 def test_the_bytes_of_a_round_are_those_that_travel(
     folder: Path, overlap: float, algorithm: str
 ) -> None:
     (folder / "c.toml").write_text(CONFIG.format(overlap=overlap))
-    config = load_config(folder / "c.toml", {"algorithm": algorithm})
+    overrides = {"algorithm": algorithm, "train.batch_size": 8}
+    config = load_config(folder / "c.toml", overrides)
     report = check(config)
     assert isinstance(report, VerticalReport)
     bank, shop = report.parties
-    done = run("c.toml", out="run", overrides={"algorithm": algorithm}, progress=False)
+    done = run("c.toml", out="run", overrides=overrides, report=False, progress=False)
     for op, direction, said in (
         ("embed", "up", shop.bytes_up),
         ("backward", "down", shop.bytes_down),
