@@ -142,11 +142,8 @@ def _party(
     sends = not party.active and config.algorithm not in SENDS_NOTHING
     sent = steps * _joint_rows(config, data, active, party.name) if sends else 0.0
     size = round(sent * party.model.out * 4)
-    seconds = (
-        config.rounds
-        * (steps + lower)
-        * _step_seconds(encoder, own.train.x[: party.train.batch_size])
-    )
+    batch = own.train.x[: party.train.batch_size]
+    seconds = config.rounds * (steps + lower) * _step_seconds(encoder, batch)
     return VerticalPartyCheck(
         name=party.name,
         active=party.active,
@@ -188,7 +185,8 @@ def _columns(columns: Columns) -> str:
         for kind, forms in words.items()
         if kind in kinds
     ]
-    return f"{', '.join(told)}: {len(columns.names)} inputs"
+    inputs = len(columns.names)
+    return f"{', '.join(told)}: {inputs} {'inputs' if inputs > 1 else 'input'}"
 
 
 def _step_seconds(encoder: nn.Module, x: torch.Tensor, seconds: float = 0.05) -> float:

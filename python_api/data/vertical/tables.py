@@ -53,11 +53,11 @@ def read_party(party: VerticalPartyConfig, label: str) -> PartyTable:
     """
     rows = read_table(party.table)
     where = f"party.{party.name}"
-    for key, column in (("id", party.id), ("label", party.label)):
+    named = "data.label" if party.active else f"{where}.label"
+    for key, column in ((f"{where}.id", party.id), (named, party.label)):
         if column is not None and column not in rows.names:
             raise InputError(
-                f"{where}.{key}: {rows.path} has no column {column!r}; expected one of "
-                f"{listed(rows.names)}"
+                f"{key}: {rows.path} has no column {column!r}; expected one of {listed(rows.names)}"
             )
     if len(rows) < 2:
         raise InputError(f"{where}.table: {rows.path} has one row; expected two or more")

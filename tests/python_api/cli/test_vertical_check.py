@@ -69,10 +69,12 @@ def test_check_warns_of_what_is_never_measured(
     assert "data.test: no test rows" in err and "data.validation: no validation rows" in err
 
 
-@pytest.mark.parametrize("overlap", [1.0, 0.6])
-@pytest.mark.parametrize("algorithm", [*VERTICAL, "centralised"])
+@pytest.mark.parametrize(
+    ("algorithm", "overlap"),
+    [("proto_evfl", 1.0), *((name, 0.6) for name in (*VERTICAL, "centralised"))],
+)
 def test_the_bytes_of_a_round_are_those_that_travel(
-    folder: Path, overlap: float, algorithm: str
+    folder: Path, algorithm: str, overlap: float
 ) -> None:
     (folder / "c.toml").write_text(CONFIG.format(overlap=overlap))
     overrides = {"algorithm": algorithm, "train.batch_size": 8}

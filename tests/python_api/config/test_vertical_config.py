@@ -247,6 +247,7 @@ def test_two_parties_or_more_but_for_one_algorithm() -> None:
     values = source()
     values["party"].pop()
     refused(values, "bank alone", "two parties or more")
+    assert len(load_config(values | {"algorithm": "vfl_local"}).parties) == 1
 
 
 def test_what_is_not_there_is_named() -> None:

@@ -48,6 +48,11 @@ def test_a_party_without_the_id_column(folder: Path) -> None:
     refused(folder, "party.shop.id", "no column 'ident'", "id, u, v, kind", shop={"id": "ident"})
 
 
+def test_a_label_column_that_is_not_there(folder: Path) -> None:
+    refused(folder, "data.label: ", "no column 'z'", "id, x, job, y", data={"label": "z"})
+    refused(folder, "party.shop.label: ", "no column 'z'", shop={"label": "z"})
+
+
 def test_ids_that_share_nothing(folder: Path) -> None:
     change(folder, "shop", lambda i, row: row | {"id": f"k{i}"})
     refused(folder, "party.shop.id", "share no id", "'k0'", "the same ids")
