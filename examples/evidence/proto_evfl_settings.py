@@ -139,7 +139,7 @@ def _digits(
         metric="balanced_accuracy",
         passive=views - 1,
         rounds=rounds,
-        seconds=5.0 + 2.0 * views,
+        seconds=3.0 + 2.0 * views,
     )
 
 
@@ -153,7 +153,7 @@ def _small(table: str, label: str, overlap: float, metric: str) -> Setting:
         rows=MAIN,
         metric=metric,
         rounds=80,
-        seconds=8.0,
+        seconds=6.0,
     )
 
 
@@ -220,7 +220,7 @@ def _credit(folder: Path, tables: Path, overlap: float, *, labelled: bool) -> Se
         rows=MAIN if labelled or overlap < 0.10 else (*MAIN, *ABLATIONS),
         metric="auc",
         rounds=14,
-        seconds=12.0,
+        seconds=7.0,
     )
 
 
