@@ -1,4 +1,4 @@
-"""`fedkernels demo`: H2Tune and local training on built-in data, kernel times, one report."""
+"""`fedkernels demo`: the algorithms on built-in data, kernel times, one report."""
 
 from __future__ import annotations
 
@@ -13,10 +13,11 @@ from python_api.errors import InputError
 
 if TYPE_CHECKING:
     from python_api.report.parts import Section
+    from python_api.report.reading import RunData
 
 __all__ = ["demo"]
 
-ALGORITHMS = ("h2tune", "local")
+ALGORITHMS = ("h2tune", "local", "proto_evfl", "vfl_masked")
 FAMILY = "triple_lora"
 
 
@@ -24,18 +25,20 @@ def demo(
     out: str | Path = Path("runs", "demo"),
     *,
     overrides: Mapping[str, object] | None = None,
+    on_tables: Mapping[str, object] | None = None,
     device: str | None = None,
     say: Callable[[str], None] = print,
 ) -> Path:
     """Runs the demo and returns the path of its report.
 
-    Writes the run folders ``out/h2tune`` and ``out/local``, the benchmark's rows
-    ``out/bench.jsonl``, and ``out/report.html`` with all three. An earlier demo in `out` is
+    Writes a run folder in `out` for each of `ALGORITHMS`, the benchmark's rows
+    ``out/bench.jsonl``, and ``out/report.html`` with all of them. An earlier demo in `out` is
     overwritten.
 
     Args:
         out: the demo's folder: a new one, an empty one, or that of an earlier demo.
-        overrides: configuration keys for both runs, as ``--set`` takes them.
+        overrides: configuration keys for the runs that fine-tune, as ``--set`` takes them.
+        on_tables: the same for the runs on tables.
         device: ``"cpu"`` or ``"cuda"``; the default is the configuration's own choice.
         say: takes each line that is meant for the person in front of the screen.
 
@@ -43,6 +46,7 @@ def demo(
         InputError: `out` holds something else; nothing is written then.
         RunFailed: one of the runs failed; its folder tells why.
     """
+    from python_api.config.settings import setting_of
     from python_api.report import write_report
     from python_api.run import run
 
@@ -50,12 +54,14 @@ def demo(
     _check_free(out)
     began = time.perf_counter()
     folders = []
+    steps = len(ALGORITHMS) + 1
     for number, algorithm in enumerate(ALGORITHMS, start=1):
-        say(f"[{number}/3] {algorithm}: {_EXPLAINED[algorithm]}")
+        say(f"[{number}/{steps}] {algorithm}: {_EXPLAINED[algorithm]}")
         folder = out / algorithm
-        run(algorithm, out=folder, overrides=overrides, device=device, overwrite=True)
+        keys = on_tables if setting_of(algorithm, {}) == "vertical" else overrides
+        run(algorithm, out=folder, overrides=keys, device=device, overwrite=True)
         folders.append(folder)
-    say(f"[3/3] kernels: {FAMILY} against its peers, small sizes, float32")
+    say(f"[{steps}/{steps}] kernels: {FAMILY} against its peers, small sizes, float32")
     speed = _speed(out / "bench.jsonl", say)
     report = write_report(
         *reversed(folders), out=out / "report.html", extra=[speed], title="fedkernels demo"
@@ -68,6 +74,8 @@ def demo(
 _EXPLAINED = {
     "h2tune": "three parties with different models and tasks share a small middle matrix",
     "local": "the same parties, each alone, to compare with",
+    "proto_evfl": "two parties hold the left and the right half of digits, few of them the same",
+    "vfl_masked": "the same two, trained with absent halves masked, to compare with",
 }
 
 
@@ -112,21 +120,18 @@ def _speed(
 
 def _summary(folders: Sequence[Path], report: Path, *, seconds: float) -> list[str]:
     """The headline per party, and what to type next."""
-    from python_api.report.formats import percent, seconds_text
-    from python_api.report.numbers import headline
+    from python_api.report.classes import active_party
+    from python_api.report.formats import seconds_text
     from python_api.report.reading import read_run
 
     runs = [read_run(folder) for folder in folders]
-    lines = [
-        "",
-        "Accuracy on each party's own test data (one seed, so no evidence of a difference):",
-    ]
-    names = [run.name for run in runs]
-    lines.append("  " + f"{'party':<14}{'before':>9}" + "".join(f"{name:>11}" for name in names))
-    for party in runs[0].parties:
-        heads = [headline(run, party) for run in runs]
-        values = "".join(f"{percent(head.last):>11}" for head in heads)
-        lines.append(f"  {party:<14}{percent(heads[0].before):>9}{values}")
+    tuning = [run for run in runs if not run.vertical]
+    lines = ["", "One seed, so no evidence of a difference."]
+    lines.append("Accuracy on each party's own test data:")
+    lines += _rows(tuning, tuning[0].parties)
+    vertical = [run for run in runs if run.vertical]
+    lines.append("Balanced accuracy on digits, both halves together:")
+    lines += _rows(vertical, [active_party(vertical[0])])
     return [
         *lines,
         "",
@@ -135,4 +140,19 @@ def _summary(folders: Sequence[Path], report: Path, *, seconds: float) -> list[s
         "  fedkernels config h2tune > mine.toml   # a commented configuration to start from",
         "  fedkernels check mine.toml             # all that can be wrong with it, in seconds",
         "  fedkernels run mine.toml               # ends with the path of its report",
+        "  fedkernels config proto_evfl           # the same for parties that hold other columns",
     ]
+
+
+def _rows(runs: Sequence[RunData], parties: Sequence[str]) -> list[str]:
+    """The headline of every party, a column per run."""
+    from python_api.report.formats import percent
+    from python_api.report.numbers import headline
+
+    names = "".join(f"{run.name:>12}" for run in runs)
+    lines = [f"  {'party':<14}{'before':>9}{names}"]
+    for party in parties:
+        heads = [headline(run, party) for run in runs]
+        values = "".join(f"{percent(head.last):>12}" for head in heads)
+        lines.append(f"  {party:<14}{percent(heads[0].before):>9}{values}")
+    return lines

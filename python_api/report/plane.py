@@ -45,9 +45,9 @@ def plane_section(run: RunData) -> Section | None:
         "plane",
         "Prototypes in two dimensions",
         texts=(
-            "Each party's representations of test rows, and its class prototypes (diamonds), on "
-            "the two directions in which they vary most. What lies apart here is apart; what "
-            "overlaps here may still differ in the directions that are not shown.",
+            "Each party's representations of test rows, and its class prototypes (diamonds), all "
+            "scaled to one length, in the two directions in which they vary most. What lies apart "
+            "here is apart; what overlaps here may still differ in directions that are not shown.",
         ),
         figures=(
             Panels(

@@ -39,8 +39,10 @@ def selection_section(run: RunData) -> Section | None:
                 counts = course[shown_round(len(course)) - 1]
             if counts is not None and counts[:, 1].any():
                 panels.append(_bars(party, by, at, names, counts))
-            if course is not None:
+        for key, by in reversed(_BY):  # one of the two: by true class where that is known
+            if (course := selection_courses(run, key).get(party)) is not None:
                 panels.append(_course(party, by, names, course))
+                break
         if panels:
             figures.append(Panels(charts=tuple(panels)))
     if not figures:

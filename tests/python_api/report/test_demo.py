@@ -20,6 +20,9 @@ TINY = {
 }
 
 
+TABLES = {"rounds": 1, "train.steps": 1}
+
+
 def tiny_case(entry: Any, case: Any, dtype: str) -> bool:
     return case.sizes.get("N") == 1
 
@@ -34,19 +37,22 @@ def test_the_demo_runs_measures_and_reports(
     monkeypatch.setattr(module, "_speed", small)
     said: list[str] = []
     out = tmp_path / "demo"
-    page = demo(out, overrides=TINY, say=said.append)
+    page = demo(out, overrides=TINY, on_tables=TABLES, say=said.append)
 
     assert page == out / "report.html"
     text = page.read_text(encoding="utf-8")
     assert "h2tune minus local" in text and "Kernel times on this machine" in text
     assert "<script" not in text
-    for algorithm in ("h2tune", "local"):
+    assert "proto_evfl minus" not in text and "minus vfl_masked" in text
+    for algorithm in module.ALGORITHMS:
         assert (out / algorithm / "report.html").is_file()
         assert (out / algorithm / "status.json").read_text().count('"finished"') == 1
     assert str(page) in "\n".join(said)
-    assert sum(line.startswith("  fedkernels ") for line in said) == 3
+    assert sum(line.startswith("  fedkernels ") for line in said) == 4
 
-    again = demo(out, overrides=TINY, say=lambda line: None)  # an earlier demo is overwritten
+    # an earlier demo is overwritten; two runs are enough to see it
+    monkeypatch.setattr(module, "ALGORITHMS", ("h2tune", "vfl_masked"))
+    again = demo(out, overrides=TINY, on_tables=TABLES, say=lambda line: None)
     assert again == page
 
 
