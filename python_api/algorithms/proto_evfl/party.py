@@ -33,6 +33,7 @@ class ProtoParty(PassiveParty):
             self.head = local_head(keys, classes, party.model.out)
         super().__init__(*args, **kwargs)
         self.head.to(self.device)
+        self.sizes["packed"] = self.head.pack().shape[1]
         self.own_rows = self._own_rows()
 
     def own_modules(self) -> list[nn.Module]:

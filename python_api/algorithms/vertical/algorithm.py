@@ -21,7 +21,7 @@ from python_api.algorithms.vertical.measure import decision_metrics, leakage, ne
 from python_api.algorithms.vertical.party import PassiveParty
 from python_api.config.ignored import READS_TABLES
 from python_api.errors import InputError, RunFailed
-from python_api.federation.bus import Replies
+from python_api.federation.bus import Payload, Replies
 from python_api.federation.manifest import Manifest
 from python_api.federation.seeds import seed_for
 
@@ -174,6 +174,7 @@ class Vertical(Algorithm):
         for part, split in self.server.splits.items():
             replies = self.call("match", {"split": part, "ids": list(split.ids)})
             for name, reply in replies.ok.items():
+                self._fits("match", name, reply, "present", len(split.ids))
                 self.server.present[part][:, self.place[name]] = reply["present"]
 
     def begin_run(self) -> None:
@@ -206,6 +207,17 @@ class Vertical(Algorithm):
         for name in before - set(self.there.parties):
             logger.warning("party %r is masked for the rest of the round", name)
         return replies
+
+    def _fits(self, op: str, name: str, reply: Payload, entry: str, rows: int) -> Tensor:
+        """An entry of a reply with one row for each that was asked for, which no manifest knows."""
+        sent = reply[entry]
+        assert isinstance(sent, Tensor)
+        if len(sent) != rows:
+            raise RunFailed(
+                f"round {self.there.round}, op {op!r}, party {name!r}: entry {entry!r} has "
+                f"{len(sent)} rows; expected the {rows} that were asked for"
+            )
+        return sent
 
     # ---- a step over the bus ----------------------------------------------------------------
 
@@ -245,8 +257,7 @@ class Vertical(Algorithm):
                 continue
             column = own.new_zeros(own.shape)
             if name in there:
-                sent = there[name]["h"]
-                assert isinstance(sent, Tensor)
+                sent = self._fits("embed", name, there[name], "h", len(asked[name]))
                 leaf = sent.to(own.device).requires_grad_()
                 leaves[name] = leaf, asked[name]
                 column = column.index_copy(0, asked[name].to(own.device), leaf)
@@ -329,7 +340,7 @@ class Vertical(Algorithm):
             for name, held in asked.items():
                 m = self.place[name]
                 if replies is not None and name in replies.ok:
-                    h[held, m] = replies.ok[name]["h"]  # type: ignore[assignment]
+                    h[held, m] = self._fits("evaluate", name, replies.ok[name], "h", len(held))
         for name, m in self.place.items():
             if name != server.name and name not in self.there.parties:
                 present[:, m] = False

@@ -35,7 +35,14 @@ def _per_class(*, optional: bool = False) -> Rule:
 
 
 def _packed(*, optional: bool = False) -> Rule:
-    return Rule(dtype=torch.float32, shape=("classes", None), optional=optional)
+    """A local head; `packed` is what a class takes of it."""
+    return Rule(dtype=torch.float32, shape=("classes", "packed"), optional=optional)
+
+
+# the fused head as it is to a row that one party alone holds, bias last; and its gradient
+VISITING = Rule(
+    dtype=torch.float32, shape=("classes", lambda sizes: sizes["out"] + 1), optional=True
+)
 
 
 # the start and the end of a round of Proto-EVFL
@@ -63,7 +70,7 @@ ROUND = {
 # one lower step: the fused head visits a party with labels, its gradient returns
 LOWER = {
     "lower": OpRule(
-        down={"head": _packed(optional=True)},
-        up={"loss": Rule(kind="number"), "grad": _packed(optional=True)},
+        down={"head": VISITING},
+        up={"loss": Rule(kind="number"), "grad": VISITING},
     )
 }
