@@ -274,10 +274,10 @@ class ProtoEvfl(Vertical):
         head = server.fusion.local[m]
         share = (counts / (counts + mine).clamp_min(1))[:, None].to(server.device)
         # where this side has no row of a class, what it holds of it is its random start
-        packed = head.pack()
-        merged = torch.where((counts > 0)[:, None], (1 - share) * packed + share * sent, packed)
-        head.unpack(merged)
-        server.fusion.known[m] |= (counts > 0).to(server.device)
+        packed, told = head.pack(), (counts > 0).to(server.device)
+        mean = (1 - share) * packed + share * sent.to(server.device)
+        head.unpack(torch.where(told[:, None], mean, packed))
+        server.fusion.known[m] |= told
 
     def _relate(self, replies: Any) -> None:
         """Mean cosine of class prototypes over the parties that know both classes."""

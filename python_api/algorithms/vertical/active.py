@@ -69,7 +69,7 @@ class ActiveParty(EncoderParty):
         """(C,) the classes that training may name; None if that is all of them."""
         if not self.unseen:
             return None
-        mask = torch.ones(self.classes, dtype=torch.bool)
+        mask = torch.ones(self.classes, dtype=torch.bool, device=self.device)
         mask[list(self.unseen)] = False
         return mask
 
@@ -125,8 +125,9 @@ def random_subset(present: Tensor) -> Tensor:
 
     Every party stays with probability 1/2; where none stayed one is drawn, where all did one goes.
     """
-    kept = present & (torch.rand(present.shape) < 0.5)
-    one = torch.rand(present.shape).masked_fill(~present, -1.0).argmax(1)
+    draw, again = (torch.rand(present.shape, device=present.device) for _ in range(2))
+    kept = present & (draw < 0.5)
+    one = again.masked_fill(~present, -1.0).argmax(1)
     drawn = torch.nn.functional.one_hot(one, present.shape[1]).bool() & present
     kept = torch.where(kept.any(1, keepdim=True), kept, drawn)
     whole = (kept == present).all(1) & (present.sum(1) > 1)

@@ -262,7 +262,7 @@ class Vertical(Algorithm):
                 leaves[name] = leaf, asked[name]
                 column = column.index_copy(0, asked[name].to(own.device), leaf)
             columns[m] = column
-        return torch.stack(columns, 1), present, leaves
+        return torch.stack(columns, 1), present.to(own.device), leaves
 
     def upper_step(self) -> float:
         """One batch over the bus: representations up, their gradients down, everybody steps."""
@@ -292,7 +292,7 @@ class Vertical(Algorithm):
 
     def upper_loss(self, h: Tensor, present: Tensor, batch: Batch) -> Tensor:
         """Cross-entropy of the fused head on aligned rows."""
-        return self.fused_loss(h, present, batch.y, batch.aligned)
+        return self.fused_loss(h, present, batch.y.to(h.device), batch.aligned.to(h.device))
 
     def fused_loss(self, h: Tensor, present: Tensor, y: Tensor, aligned: Tensor) -> Tensor:
         """Mean cross-entropy; each row's logits are shifted by the log prior of its source."""
@@ -344,7 +344,7 @@ class Vertical(Algorithm):
         for name, m in self.place.items():
             if name != server.name and name not in self.there.parties:
                 present[:, m] = False
-        return h.to(server.device), present
+        return h.to(server.device), present.to(server.device)
 
     @torch.no_grad()
     def measure(self, round: int) -> None:
@@ -367,7 +367,7 @@ class Vertical(Algorithm):
                 validation = found
                 continue
             gates = server.fusion.gates(h, present).cpu()
-            self.looked = {"h": h.cpu(), "y": y, "present": present, "gates": gates}
+            self.looked = {"h": h.cpu(), "y": y, "present": present.cpu(), "gates": gates}
             rows += self.party_rows(part)
         passes = {member.name: member.passes for member in self.members}
         passes[server.name] = server.passes

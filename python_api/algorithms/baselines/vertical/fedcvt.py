@@ -26,7 +26,9 @@ def attend(query: Tensor, key: Tensor, value: Tensor, *, others: bool = False) -
     """
     score = query @ key.T / math.sqrt(key.shape[1])
     if others:
-        score = score.masked_fill(torch.eye(len(score), dtype=torch.bool), -torch.inf)
+        score = score.masked_fill(
+            torch.eye(len(score), dtype=torch.bool, device=score.device), -torch.inf
+        )
     return torch.softmax(score, 1) @ value
 
 
@@ -48,20 +50,25 @@ class FedcvtLite(VflMasked):
     name = "fedcvt_lite"
 
     def upper_loss(self, h: Tensor, present: Tensor, batch: Batch) -> Tensor:
-        loss = super().upper_loss(h, present, batch)
-        active, own = self.server.place, ~batch.aligned
+        active, aligned = self.server.place, batch.aligned.to(h.device)
+        own = ~aligned
         whole, there = h[own], present[own].clone()
+        apart = h.new_zeros(())
         for m in range(h.shape[1]):
-            rows = batch.aligned & present[:, m]
+            rows = aligned & present[:, m]
             if m == active or int(rows.sum()) < 2:
                 continue
             key, value = h[rows, active], h[rows, m]
             estimate = attend(key, key, value, others=True)
-            loss = loss + ESTIMATE * (estimate - value.detach()).square().mean()
+            apart = apart + (estimate - value.detach()).square().mean()
             filled = attend(whole[:, active], key, value)
             whole = torch.cat([whole[:, :m], filled[:, None], whole[:, m + 1 :]], 1)
             there[:, m] = True
+        loss = super().upper_loss(h, present, batch)
         if len(whole):
-            y = batch.y[own].to(h.device)
-            loss = loss + self.fused_loss(whole, there, y, torch.zeros(len(y), dtype=torch.bool))
-        return loss
+            # every row has one weight: whole, masked, or completed
+            usual = len(h) + int((aligned & (present.sum(1) > 1)).sum())
+            y, share = batch.y.to(h.device)[own], len(whole) / (len(whole) + usual)
+            completed = self.fused_loss(whole, there, y, aligned[own])
+            loss = (1 - share) * loss + share * completed
+        return loss + ESTIMATE * apart
