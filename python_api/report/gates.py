@@ -61,7 +61,9 @@ def gate_section(run: RunData) -> Section | None:
         panels.append(
             ("Mean weight on test rows, over rounds", round_panel(lines, title="Mean gate weight"))
         )
-    if not panels:
+    steady = [bool(np.ptp(column) < 1e-6) for column in found.values()]
+    steady += [len({round(value, 6) for _, value in line.points}) == 1 for line in lines]
+    if all(steady):  # nothing to see, or no gate: parties that are present weigh alike
         return None
     table = Table(
         caption="Mean gate weight on test rows by true class",

@@ -24,17 +24,18 @@ def plane_section(run: RunData) -> Section | None:
     found, names = planes(run), class_names(run)
     if not found:
         return None
+    marked = run.algorithm == "proto_evfl"  # the baselines have no prototypes
     panels = []
     for party, plane in found.items():
         shown = len(plane.rows)
         some = (
             f"{shown} of {plane.total:,} test rows" if shown < plane.total else f"{shown} test rows"
         )
-        known = int(np.isfinite(plane.prototypes).all(axis=1).sum())
+        known = int(np.isfinite(plane.prototypes).all(axis=1).sum()) if marked else "no"
         chart = scatter(
             plane.rows,
             plane.labels,
-            plane.prototypes,
+            plane.prototypes if marked else np.full_like(plane.prototypes, np.nan),
             names if len(names) <= LEGEND else (),
             title=f"{party}: {some} and {known} class prototypes in two principal directions",
         )
@@ -43,9 +44,10 @@ def plane_section(run: RunData) -> Section | None:
     used = {label for plane in found.values() for label in plane.labels.tolist()}
     return Section(
         "plane",
-        "Prototypes in two dimensions",
+        "Prototypes in two dimensions" if marked else "Representations in two dimensions",
         texts=(
-            "Each party's representations of test rows, and its class prototypes (diamonds), all "
+            "Each party's representations of test rows"
+            f"{', and its class prototypes (diamonds)' if marked else ''}, all "
             "scaled to one length, in the two directions in which they vary most. What lies apart "
             "here is apart; what overlaps here may still differ in directions that are not shown.",
         ),

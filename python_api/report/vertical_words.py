@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 
 from python_api.report.classes import active_party, alone, lines_of, whole_numbers
 from python_api.report.formats import percent, points
@@ -120,7 +120,9 @@ def vertical_left(run: RunData) -> tuple[str, ...]:
         )
     if "backward" in ops:
         lines.append(_gradients(run))
-    if ops & {"share", "lower"}:
+    if ops & {"begin", "lower"}:
+        lines.append(_classifiers(run, ops))
+    if "share" in ops:
         lines.append(_shared(run, active))
     lines += [f"{line.rstrip('.')}." for line in lines_of(run, "privacy")]
     return tuple(lines)
@@ -137,26 +139,56 @@ def _gradients(run: RunData) -> str:
         return (
             "The gradients that came back to the passive parties were clipped and covered with "
             f"Gaussian noise: epsilon = {table.get('epsilon', '?')}, delta = "
-            f"{table.get('delta', '?')} for the label of one row, as seen by a party that receives "
-            "gradients and nothing else. It covers neither representations, nor ids, nor what is "
-            "shared by class."
+            f"{table.get('delta', '?')}. It covers neither representations, nor ids, nor heads, "
+            "nor what is shared by class."
         )
     return (
         "Gradients sent back reveal labels: a party that receives the gradient of each row's loss "
         "can sort its rows by label without ever being told one. The table says how well that "
-        "worked on the gradients of this run. Nothing hides them here; "
-        'gradients = "noise" covers them.'
+        "worked on the gradients of this run. Nothing hides them here"
+        + ('; gradients = "noise" covers them.' if run.algorithm == "proto_evfl" else ".")
+    )
+
+
+def _classifiers(run: RunData, ops: Collection[str]) -> str:
+    """What comes down beside gradients: heads, with which a party can read its own rows' labels."""
+    what = []
+    if "begin" in ops:
+        what.append(
+            "every round its local head (a prototype for every class, among its own "
+            "representations, fitted on labels) and the class prior of all parties"
+        )
+    if "lower" in ops:
+        what.append(
+            "with a step on its own rows the fused head as it is for a row that it alone holds, "
+            "where that step uses it"
+        )
+    kept = (
+        " It answers how many of its own rows it kept, by predicted class."
+        if "begin" in ops
+        else ""
+    )
+    return (
+        f"A passive party receives {', and '.join(what)}. Such a head names a class for every row "
+        f"of that party: it is there to be used, and nothing hides it.{kept}"
     )
 
 
 def _shared(run: RunData, active: str) -> str:
-    if proto_table(run).get("share") == "relations":
-        what = "cosines between class prototypes (classes by classes)"
-    else:
-        what = "class prototypes"
+    told = (
+        f"After every round each passive party told {active} how many rows of its own it has and "
+        "its estimate of how often each class occurs among them."
+    )
+    if not any(p.get("label") and p.get("active") is not True for p in run.configured_parties):
+        return told
+    table = proto_table(run)
+    what = (
+        "the cosines between its class prototypes"
+        if table.get("share") == "relations"
+        else "its class prototypes (a prototype stands for the mean row of its class, and of few "
+        "rows it is nearly one of them)"
+    )
     return (
-        f"After every round {what}, class counts and class priors were shared between {active} "
-        "and the other parties. They say how often each class occurs at a party; a prototype is a "
-        "mean representation of its class, and of few rows it is nearly one of them, so classes "
-        "with few labelled rows are withheld."
+        f"{told} A party with labels of its own also sent {what} and its class counts, for classes "
+        f"with at least {table.get('withhold', 5)} labelled rows; the others are withheld."
     )

@@ -77,7 +77,8 @@ def test_what_is_not_protected_is_that_of_this_setting(tmp_path: Path) -> None:
         "Ids were matched in the clear",
         "Representations of rows left every passive party",
         "Gradients sent back reveal labels",
-        "class prototypes, class counts and class priors were shared",
+        "A passive party receives every round its local head",
+        "its estimate of how often each class occurs among them.",
         "All parties of this run lived in one process",
         "right 645 91.3 % 13.4 % 0.410 0.380 7",
     ):
@@ -104,7 +105,12 @@ def test_switches_change_what_is_said_to_leak(tmp_path: Path) -> None:
     assert "It covers neither representations, nor ids" in text
     assert "epsilon does not cover them" in text
     assert "epsilon = 8 after 40 rounds by the accountant." in text
-    assert "cosines between class prototypes" in text
+    assert "also sent" not in text  # no passive party has labels
+    config = folder / "config.toml"
+    config.write_text(
+        config.read_text().replace('name = "right"\n', 'name = "right"\nlabel = "y"\n')
+    )
+    assert "also sent the cosines between its class prototypes" in page_of(folder).text
     assert "label AUC" in text and "0.930" in text and "prototype to nearest row" not in text
     for name, words in (
         ("centralised", "All columns and labels were pooled in this process"),
@@ -112,6 +118,20 @@ def test_switches_change_what_is_said_to_leak(tmp_path: Path) -> None:
     ):
         text = page_of(write_run(tmp_path / name, algorithm=name)).text
         assert words in text
+
+
+def test_a_baseline_shows_no_gate_and_no_prototypes_that_it_has_not(tmp_path: Path) -> None:
+    change: dict[str, object] = {
+        f"gate/{party}": torch.full((10,), 0.5) for party in ("left", "right")
+    }
+    folder = write_run(tmp_path / "masked", algorithm="vfl_masked", change=change)
+    lines = (folder / "metrics.jsonl").read_text().splitlines()
+    kept = [line for line in lines if '"gate"' not in line]
+    (folder / "metrics.jsonl").write_text("\n".join(kept) + "\n")
+    page = page_of(folder)
+    assert "gate" not in titles(page) and "diamonds" not in page.text
+    assert "Representations in two dimensions" in page.text
+    assert not [a for tag, a in page.tags if "proto" in str(a.get("class"))]
 
 
 def test_arrays_are_those_of_the_checkpoint(tmp_path: Path) -> None:

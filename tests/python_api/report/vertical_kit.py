@@ -147,6 +147,7 @@ def traffic_rows(rounds: int) -> list[dict[str, object]]:
         sent += [("match", "down", 9000), ("match", "up", 1797)] if at == 0 else []
         if at:
             sent += [("embed", "down", 5000), ("embed", "up", 80_000), ("backward", "down", 80_000)]
+            sent += [("begin", "down", 1400), ("begin", "up", 160)]
             sent += [("share", "up", 1400), ("share", "down", 80)]
         rows += [
             {
