@@ -372,7 +372,7 @@ def _rows(folder: Path, party: str, file: Path, with_: list[str] | None) -> tupl
     trained = done.party(party)
     files = parse_with(with_ or ())
     if trained.vertical:
-        rows, others = read_joined(done.config, party, str(file), files)
+        rows, others = read_joined(done, party, str(file), files)
         check_columns(trained.model.columns, {party: rows} | others)
         return trained, rows, others
     if files:

@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from python_api.config import RunConfig
     from python_api.data.loaders import Rows
     from python_api.data.vertical import Columns
+    from python_api.run.result import Run
 
 __all__ = ["check_columns", "parse_with", "read_joined", "unmatched"]
 
@@ -35,21 +36,22 @@ def parse_with(given: Sequence[str]) -> dict[str, str]:
 
 
 def read_joined(
-    config: RunConfig, party: str, file: str, others: Mapping[str, str]
+    run: Run, party: str, file: str, others: Mapping[str, str]
 ) -> tuple[Rows, dict[str, Rows]]:
     """The party's rows and those of the others, each with its id column, as training reads them.
 
-    Errors: `InputError` for a name that is no other party of the run, a file without the id
-    column, and whatever is wrong with a file itself.
+    Errors: `InputError` for a name that is no other party with a model in the run, a file without
+    the id column, and whatever is wrong with a file itself.
     """
     from python_api.data.vertical.tables import read_table
 
-    ids = {own.name: own.id for own in config.vertical_parties}
+    ids = {own.name: own.id for own in run.config.vertical_parties if own.name in run.parties}
     for name in others:
         if name not in ids or name == party:
             known = " ".join(own for own in ids if own != party)
-            what = f"is {party} itself" if name == party else "is no party of this run"
-            raise InputError(f"--with {name}=...: {name} {what}; expected some of {known}")
+            hint = f"expected some of {known}" if known else f"expected {party}'s file alone"
+            what = f"is {party} itself" if name == party else "has no model in this run"
+            raise InputError(f"--with {name}=...: {name} {what}; {hint}")
     tables = {}
     for name, source in ({party: file} | dict(others)).items():
         rows = read_table(source)

@@ -152,7 +152,7 @@ def test_what_the_files_get_wrong(
         (["host=text.csv"], "text.csv:2: c = 'zero'; expected a finite number"),
         (["host=none.csv"], "none.csv: no such file"),
         (["guest=new_guest.csv"], "guest is guest itself; expected some of host"),
-        (["shop=new_host.csv"], "shop is no party of this run; expected some of host"),
+        (["shop=new_host.csv"], "shop has no model in this run; expected some of host"),
         (["new_host.csv"], "--with new_host.csv: expected PARTY=FILE"),
         (["host=a.csv", "host=b.csv"], "host has a file already (a.csv)"),
     ):
@@ -167,6 +167,23 @@ def test_what_the_files_get_wrong(
     assert sorted(place.iterdir()) == before
     arguments = ["predict", str(trained / "done"), "guest", "rows.parquet"]
     assert main(arguments) == 2 and "--out FILE" in capsys.readouterr().err
+
+
+def test_a_run_of_one_party_takes_no_other_file(
+    trained: Path, place: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(trained)
+        alone = {"algorithm": "vfl_local", "rounds": 1}
+        run(CONFIG | alone, out=trained / "alone", report=False, overwrite=True)
+    done = str(trained / "alone")
+    capsys.readouterr()
+    assert main(["predict", done, "guest", "new_guest.csv", "--with", "host=new_host.csv"]) == 2
+    said = capsys.readouterr().err
+    assert said == "--with host=...: host has no model in this run; expected guest's file alone\n"
+    assert {row["present"] for row in predicted(capsys, [done, "guest", "new_guest.csv"])} == {
+        "guest"
+    }
 
 
 def test_export_points_to_what_there_is(
