@@ -132,7 +132,7 @@ def by_round(caption: str, columns: Mapping[str, Sequence[tuple[float, float]]])
 
 
 def alone_section(run: RunData) -> Section | None:
-    """What each party's own head makes of its own columns."""
+    """The decision where one party is present and the others are absent."""
     found = {
         metric: {
             party: course for party in run.parties if (course := points_of(run, party, metric))
@@ -167,9 +167,9 @@ def alone_section(run: RunData) -> Section | None:
         "alone",
         "What each party does alone",
         texts=(
-            "Each party's own head on its own columns, for the same test ids: what its columns "
-            "tell by themselves after this training. It is not what the party would reach had it "
-            "trained alone.",
+            "The same model's decision for the same test ids where one party is present and the "
+            "others are absent: what its columns tell by themselves after this training. It is not "
+            "what the party would reach had it trained alone.",
         ),
         figures=(
             Panels(

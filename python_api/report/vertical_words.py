@@ -80,7 +80,7 @@ def gains(run: RunData) -> str:
         for party, metric in alone(run).items()
     ]
     if told and run.algorithm not in ("centralised", "vfl_local"):
-        text += f" What each party's own head reaches on its own columns: {', '.join(told)}."
+        text += f" With one party present and the others absent: {', '.join(told)}."
     return (
         f"{text} This is one seed, and a gain over no training at all. What the others' columns "
         "brought is told by vfl_local, and what the algorithm brought by vfl_masked, on the same "

@@ -40,7 +40,7 @@ def test_the_verdict_is_balanced_accuracy_and_says_whose(tmp_path: Path) -> None
     assert "Two parties for 40 rounds with Proto-EVFL, seed 3." in page.text
     said = "Balanced accuracy of all parties together on 359 test ids went from 10.0 % to 82.0 %"
     assert said in page.text
-    assert "on its own columns: left 60.0 %, right 45.0 %" in page.text
+    assert "With one party present and the others absent: left 60.0 %, right 45.0 %." in page.text
     assert "told by vfl_local" in page.text
     assert "Every party got better" not in page.text
 
