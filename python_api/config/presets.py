@@ -11,6 +11,8 @@ __all__ = ["LITERAL", "Preset", "preset", "vertical_preset"]
 # No formula of the paper is public: the reconstruction, before anything was measured.
 LITERAL: dict[str, Any] = {
     "head": "prototype",
+    "gate_reads": "all",
+    "gate_prior": True,
     "prior": "test",
     "select": "class",
     "unseen": "relations",

@@ -94,10 +94,10 @@ class ProtoEvflConfig(Table):
         'within each predicted "class"',
     )
     gate: bool = Field(True, description="weigh the parties by row; false: the plain mean")
-    gate_reads: Literal["all", "sureness"] = Field(
-        "all", description='"sureness": the gate does not see the representations'
+    gate_reads: Literal["sureness", "all"] = Field(
+        "sureness", description='what the gate sees of a party; "all": its representation too'
     )
-    gate_prior: bool = Field(True, description="log prior of the class among the gate's scores")
+    gate_prior: bool = Field(False, description="log prior of the class among the gate's scores")
     decide: Literal["fused", "joint"] = Field(
         "fused",
         description='"joint": log-probabilities of fused head plus mean of the local heads\'',

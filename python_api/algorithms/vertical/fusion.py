@@ -27,10 +27,11 @@ HIDDEN = 16  # of the gate
 class Gate(nn.Module):
     """Weights of the parties that are present, a softmax over them for each class.
 
-        a[m, c] = v_m . tanh(U_m [h_m; max p_m; entropy p_m; cost_m]) + log w_m[c]
+        a[m, c] = v_m . tanh(U_m [max p_m; entropy p_m; cost_m])
         g[m, c] = exp(a[m, c]) / sum over the parties present
 
-    v starts at 0: the gate begins with what the class priors w say alone.
+    v starts at 0: the gate begins even. As published it also reads h_m (`gate_reads = "all"`; width
+    is d then, else 0) and adds log w_m[c] (`gate_prior`).
     """
 
     def __init__(self, parties: int, width: int) -> None:
