@@ -1,6 +1,6 @@
 """One lower-level epoch of Proto-EVFL with our kernels, and the same code on the reference.
 
-    python -m benchmarks.proto_evfl_lower [--rows 50000] [--width 128] [--classes 100] [--batch 1024]
+    python -m benchmarks.proto_evfl_lower [--rows 50000] [--width 128] [--classes 100] [--batch B]
 
 An epoch: one look at all unaligned rows (prior, costs, selection), then steps of local
 cross-entropy and transport loss over all of them. Both backends run in this process, interleaved,

@@ -42,6 +42,15 @@ ABLATIONS = tuple(
         ("local = none", "local", "none"),
         ("share = relations", "share", "relations"),
         ("l_ct = 1", "l_ct", 1.0),
+        ("decide = joint", "decide", "joint"),
+    )
+) + tuple(
+    Row(name, {"algorithm": "proto_evfl", **{f"proto_evfl.{k}": v for k, v in keys.items()}})
+    for name, keys in (
+        ("gate as published", {"gate_reads": "all", "gate_prior": True}),
+        ("pseudo-labels, cheapest", {"pseudo": 0.3}),
+        ("pseudo-labels, agree", {"pseudo": 0.3, "guess": "agree"}),
+        ("pseudo-labels, balanced", {"pseudo": 0.3, "guess": "balanced"}),
     )
 )
 MAIN = (REFERENCE, METHOD, *BASELINES)
