@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from python_api.algorithms.base import Algorithm
+from python_api.config.schema import RunConfig
 from python_api.federation import LocalFederation, Manifest, OpRule, Party, Rule, TrafficLog
 
 VECTOR = Rule(dtype=torch.float32, shape=("dim",))
@@ -127,9 +128,8 @@ def toy(monkeypatch):
 
     def config(**changes):
         names = [SimpleNamespace(name=name) for name in "abc"]
-        return SimpleNamespace(
-            **{"algorithm": "mean", "seed": 0, "rounds": 3, "parties": names, **changes}
-        )
+        built_in = dict(RunConfig(algorithm="mean", rounds=3))
+        return SimpleNamespace(**built_in | {"setting": "tuning", "parties": names} | changes)
 
     return SimpleNamespace(
         MeanParty=MeanParty,
