@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from python_api.algorithms.baselines.vertical.masked import VflMasked
+from python_api.algorithms.proto_evfl.prior import histogram
 from python_api.algorithms.vertical.algorithm import Batch
 
 __all__ = ["FedcvtLite", "attend"]
@@ -40,14 +41,22 @@ class FedcvtLite(VflMasked):
 
     The fused head learns from these rows a second time, with the estimates in place, and the
     estimates of aligned rows (each from the other ones) are drawn to what was sent, with weight
-    0.1. The full method's split into common and unique parts, its three classifiers and its
-    pseudo-labels are left out: the rows that are completed have labels. At test a party that is
-    missing is masked.
+    0.1. A completed row looks like an aligned one, and its class was drawn from another histogram:
+    log p_own - log p_aligned is added to its logits, or the fused head would take over the own
+    rows' histogram. The full method's split into common and unique parts, its three classifiers
+    and its pseudo-labels are left out: the rows that are completed have labels. At test a party
+    that is missing is masked.
 
     It sends what `vfl_masked` sends; estimates are made where the labels are.
     """
 
     name = "fedcvt_lite"
+
+    def begin_run(self) -> None:
+        super().begin_run()
+        y, aligned = self.server.y["train"], self.server.aligned()
+        own, joint = (histogram(y[at], self.server.classes) for at in (~aligned, aligned))
+        self._drawn = (own.log() - joint.log()).to(self.server.device)
 
     def upper_loss(self, h: Tensor, present: Tensor, batch: Batch) -> Tensor:
         active, aligned = self.server.place, batch.aligned.to(h.device)
@@ -65,10 +74,13 @@ class FedcvtLite(VflMasked):
             whole = torch.cat([whole[:, :m], filled[:, None], whole[:, m + 1 :]], 1)
             there[:, m] = True
         loss = super().upper_loss(h, present, batch)
-        if len(whole):
+        if not torch.equal(there, present[own]):
             # every row has one weight: whole, masked, or completed
             usual = len(h) + int((aligned & (present.sum(1) > 1)).sum())
             y, share = batch.y.to(h.device)[own], len(whole) / (len(whole) + usual)
-            completed = self.fused_loss(whole, there, y, aligned[own])
+            logits = self.server.fusion.logits(whole, there) + self._drawn
+            if self.server.seen is not None:
+                logits = logits.masked_fill(~self.server.seen, -torch.inf)
+            completed = torch.nn.functional.cross_entropy(logits, y)
             loss = (1 - share) * loss + share * completed
         return loss + ESTIMATE * apart
