@@ -59,6 +59,11 @@ class VerticalModel:
             raise InputError(f"{folder}: {config.algorithm} keeps no model that joins parties")
         self.labels: tuple[str, ...] = tuple(about["labels"])
         self.order: tuple[str, ...] = tuple(about["parties"])
+        if name not in self.order:
+            raise InputError(
+                f"{folder}: party {name} took no part in {config.algorithm}; expected one of "
+                f"{' '.join(self.order)}"
+            )
         self.device = resolve_device(self.parties[self.active].device or config.device)
         width = self.parties[self.active].model.out
         keys = ProtoEvflConfig(**about["keys"])

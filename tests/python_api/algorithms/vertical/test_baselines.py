@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import csv
 from pathlib import Path
 
 import pytest
 import torch
 
+from python_api.algorithms import make
 from python_api.algorithms.baselines.vertical.centralised import pool
 from python_api.algorithms.baselines.vertical.fedcvt import attend
 from python_api.algorithms.vertical.active import Stream
+from python_api.algorithms.vertical.load import load_vertical_party
 from python_api.config import ignored
 from python_api.data.vertical import Split
+from python_api.errors import InputError
+from python_api.run.runner import run_algorithm
 
 from .kit import PARTIES, Federated, config
 
@@ -43,6 +48,21 @@ def test_every_baseline_runs_and_takes_as_many_steps(name: str, tmp_path: Path) 
 def test_the_active_party_alone_needs_no_other(tmp_path: Path) -> None:
     run = Federated(config(tmp_path, "vfl_local", parties=PARTIES[:1], data={"overlap": 1.0})).run()
     assert run.algorithm.server.passes == 12 and not run.traffic.rows
+
+
+def test_who_took_no_part_decides_nothing(tmp_path: Path) -> None:
+    given = config(tmp_path, "vfl_local", rounds=1)
+    out = tmp_path / "alone"
+    run_algorithm(make(given), given, out, report=False)
+    table = rows(given.parties[0].table)
+    assert {row["present"] for row in load_vertical_party(out, "bank").predict(table)} == {"bank"}
+    with pytest.raises(InputError, match="shop took no part in vfl_local; expected one of bank"):
+        load_vertical_party(out, "shop")
+
+
+def rows(table: str) -> list[dict[str, str]]:
+    with Path(table).open(newline="") as file:
+        return list(csv.DictReader(file))
 
 
 def test_aligned_rows_only(tmp_path: Path) -> None:
