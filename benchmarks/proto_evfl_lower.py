@@ -3,22 +3,24 @@
     python -m benchmarks.proto_evfl_lower [--rows 50000] [--width 128] [--classes 100] [--batch B]
 
 An epoch: one look at all unaligned rows (prior, costs, selection), then steps of local
-cross-entropy and transport loss over all of them. Both backends run in this process, interleaved,
-each with its own copy of the same party; what is printed is the median, and the growth of the
-process's peak memory from a quarter of the rows to all of them beside the rows themselves.
+cross-entropy and transport loss over all of them, a batch at a time. Both backends run epoch by
+epoch in turn, each in a process of its own; what is printed is the median, and the most memory that
+an epoch takes for a quarter of the rows and for all of them.
 """
 
 from __future__ import annotations
 
 import argparse
 import os
-import resource
 import statistics
+import subprocess
+import sys
 import time
 from types import SimpleNamespace
 
 import torch
 
+from benchmarks.memory import peak_bytes
 from python_api.algorithms.proto_evfl.learner import OwnRows
 from python_api.algorithms.vertical.local_head import local_head
 from python_api.config.schema import ProtoEvflConfig, VerticalPartyConfig
@@ -71,23 +73,52 @@ class Epoch:
         return time.perf_counter() - start
 
 
-def measure(n: int, width: int, classes: int, batch: int, repeats: int) -> dict[str, float]:
-    """Median seconds of an epoch per backend, and the ratio."""
-    times: dict[str, list[float]] = {"auto": [], "reference": []}
-    epochs = {name: Epoch(n, width, classes, batch) for name in times}
+def serve(n: int, width: int, classes: int, batch: int) -> None:
+    """Runs an epoch for every line that arrives and answers with its seconds."""
+    epoch = Epoch(n, width, classes, batch)
+    for _ in sys.stdin:
+        print(epoch.run(), flush=True)
+
+
+class Worker:
+    """An epoch in a process of its own: the backend that `auto` means is read at import."""
+
+    def __init__(self, backend: str, sizes: tuple[int, int, int, int]) -> None:
+        names = ("--rows", "--width", "--classes", "--batch")
+        options = [text for pair in zip(names, map(str, sizes), strict=True) for text in pair]
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", __spec__.name, "--serve", *options],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            env=os.environ | {"FEDKERNELS_BACKEND": backend},
+        )
+
+    def seconds(self) -> float:
+        assert self.process.stdin is not None and self.process.stdout is not None
+        self.process.stdin.write("\n")
+        self.process.stdin.flush()
+        return float(self.process.stdout.readline())
+
+    def close(self) -> None:
+        assert self.process.stdin is not None
+        self.process.stdin.close()
+        self.process.wait()
+
+
+def measure(sizes: tuple[int, int, int, int], repeats: int) -> dict[str, float]:
+    """Median seconds of an epoch per backend, interleaved, and the ratio."""
+    workers = {name: Worker(name, sizes) for name in ("auto", "reference")}
+    times: dict[str, list[float]] = {name: [] for name in workers}
     for repeat in range(repeats + 1):
-        for name, epoch in epochs.items():
-            os.environ["FEDKERNELS_BACKEND"] = name
-            seconds = epoch.run()
+        for name, worker in workers.items():
+            seconds = worker.seconds()
             if repeat:  # the first of each warms up
                 times[name].append(seconds)
-    os.environ.pop("FEDKERNELS_BACKEND")
+    for worker in workers.values():
+        worker.close()
     found = {name: statistics.median(each) for name, each in times.items()}
     return found | {"ratio": found["reference"] / found["auto"]}
-
-
-def peak_mb() -> float:
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
 
 def main() -> None:
@@ -97,16 +128,17 @@ def main() -> None:
     parser.add_argument("--classes", type=int, default=100)
     parser.add_argument("--batch", type=int, default=1024)
     parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--serve", action="store_true", help=argparse.SUPPRESS)
     args = parser.parse_args()
-    sizes = (args.width, args.classes, args.batch)
-    Epoch(args.rows // 4, *sizes).run()
-    before = peak_mb()
-    whole = Epoch(args.rows, *sizes)
-    whole.run()
-    held = whole.rows.x.nbytes * 3 / 4 / 2**20
-    print(f"peak memory from {args.rows // 4} to {args.rows} rows: +{peak_mb() - before:.1f} MB,")
-    print(f"of which the rows themselves {held:.1f} MB")
-    found = measure(args.rows, *sizes, args.repeats)
+    sizes = (args.rows, args.width, args.classes, args.batch)
+    if args.serve:
+        serve(*sizes)
+        return
+    for n in (args.rows // 4, args.rows):
+        epoch = Epoch(n, *sizes[1:])
+        peak = peak_bytes(epoch.run) / 2**20
+        print(f"{n} rows: at most {peak:.1f} MB beside the rows and the model")
+    found = measure(sizes, args.repeats)
     print(
         f"{args.rows} rows, d {args.width}, C {args.classes}, batch {args.batch}, "
         f"{torch.get_num_threads()} threads: kernels {found['auto']:.3f} s, reference "
