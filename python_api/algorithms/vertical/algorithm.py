@@ -170,12 +170,20 @@ class Vertical(Algorithm):
         return int((self.server.y["train"] >= 0).sum())
 
     def match(self) -> None:
-        """Sends the passive parties the ids, in the clear, and learns who has which."""
+        """Sends the passive parties the ids, in the clear, and learns who has which.
+
+        They go sorted: a table's own order, say by label, is nobody's business. `asked` has the
+        place of each row in what was sent, by which all later messages name it.
+        """
+        self.asked: dict[str, Tensor] = {}
         for part, split in self.server.splits.items():
-            replies = self.call("match", {"split": part, "ids": list(split.ids)})
+            order = sorted(range(len(split.ids)), key=split.ids.__getitem__)
+            at = torch.tensor(order, dtype=torch.int64)
+            self.asked[part] = torch.empty_like(at).scatter_(0, at, torch.arange(len(at)))
+            replies = self.call("match", {"split": part, "ids": [split.ids[row] for row in order]})
             for name, reply in replies.ok.items():
-                self._fits("match", name, reply, "present", len(split.ids))
-                self.server.present[part][:, self.place[name]] = reply["present"]
+                self._fits("match", name, reply, "present", len(order))
+                self.server.present[part][at, self.place[name]] = reply["present"]
 
     def begin_run(self) -> None:
         """The streams of batches: aligned rows, and the active party's own."""
@@ -243,7 +251,9 @@ class Vertical(Algorithm):
             member: present[:, self.place[member]].nonzero()[:, 0] for member in self.there.parties
         }
         asked = {name: at for name, at in asked.items() if len(at)}
-        payloads = {name: {"rows": batch.rows[at]} for name, at in asked.items()}
+        payloads = {
+            name: {"rows": self.asked["train"][batch.rows[at]]} for name, at in asked.items()
+        }
         replies = self.call("embed", payloads) if payloads else None
         there = replies.ok if replies is not None else {}
         for name, m in self.place.items():
@@ -335,7 +345,10 @@ class Vertical(Algorithm):
                 held = rows[present[rows, self.place[name]]]
                 if len(held):
                     asked[name] = held
-            payloads = {name: {"split": part, "rows": held} for name, held in asked.items()}
+            payloads = {
+                name: {"split": part, "rows": self.asked[part][held]}
+                for name, held in asked.items()
+            }
             replies = self.call("evaluate", payloads) if payloads else None
             for name, held in asked.items():
                 m = self.place[name]

@@ -126,8 +126,8 @@ class EncoderParty(Party):
 class PassiveParty(EncoderParty):
     """A party without the active party's labels, behind the bus.
 
-    Rows are named by their place in the active party's list of ids of a split, which `match` sends
-    once; the party keeps where in its own table each stands.
+    Rows are named by their place in the sorted list of the active party's ids of a split, which
+    `match` sends once; the party keeps where in its own table each stands.
     """
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:

@@ -63,7 +63,7 @@ def test_every_op_sends_what_it_declares_and_no_secret(tmp_path: Path) -> None:
             # the only whole numbers: rows, and the counts of own rows by predicted class
             assert set(whole) <= {"rows", "kept"}
         if op == "match":
-            assert down == {"split": down["split"], "ids": ids[down["split"]]}
+            assert down == {"split": down["split"], "ids": sorted(ids[down["split"]])}
             assert up["present"].dtype == torch.bool
         elif op == "embed":
             assert down["rows"].shape == (len(up["h"]),) and len(down["rows"]) <= BATCH
@@ -258,8 +258,34 @@ def test_ids_are_text_and_say_what_the_tables_say(tmp_path: Path) -> None:
     run.algorithm.there = run.algorithm._attendance(run.federation)
     run.algorithm.match()
     sent = [down["ids"] for op, _, down, _ in heard if op == "match" and down["split"] == "train"]
-    assert sent == [list(marked)] * 2
+    assert sent == [sorted(marked)] * 2
     assert int(server.present["train"].sum()) == len(marked)  # nobody else knows such ids
+
+
+def test_the_order_of_the_active_partys_table_stays_there(tmp_path: Path) -> None:
+    """Sorted by label it would tell every label; the bytes that travel are the same either way."""
+    heard: list[Any] = []
+    for again in (False, True):
+        made = config(tmp_path, rounds=1)
+        if again:
+            head, *rows = (tmp_path / "bank.csv").read_text().splitlines()
+            rows.sort(key=lambda row: row.rsplit(",", 1)[1])
+            (tmp_path / "bank.csv").write_text("\n".join([head, *rows]) + "\n")
+        run = Federated(made)
+        heard.append(listened(run))
+        run.algorithm.there = run.algorithm._attendance(run.federation)
+        run.algorithm.match()
+        server, own = run.algorithm.server, run.members["shop"].splits["train"].ids
+        here = [id in set(own) for id in server.splits["train"].ids]
+        assert server.present["train"][:, server.parties.index("shop")].tolist() == here
+        assert any(here) and not all(here)
+        # a row that is asked for is the row of that id
+        rows = torch.tensor([row for row, it in enumerate(here) if it])
+        sent = run.algorithm.asked["train"][rows]
+        there = run.members["shop"]._places["train"][sent].tolist()
+        assert [own[at] for at in there] == [server.splits["train"].ids[row] for row in rows]
+    sent = [[down for op, _, down, _ in each if op == "match"] for each in heard]
+    assert sent[0] == sent[1]
 
 
 def test_a_passive_party_holds_no_label_of_the_active_one(tmp_path: Path) -> None:
