@@ -25,6 +25,7 @@ INFINITE = re.compile(r"[+-]?inf(inity)?", re.IGNORECASE)
 MOSTLY = 0.9  # of a column's values that are numbers: then text among them is a slip
 RARE = 0.01  # of the training rows: rarer categories share one column
 SHOWN = 0.01  # of the training rows that lack a value: from there on a column says which
+LARGE = 1e100  # the sum of squares of larger values may not fit a float
 FAR = 10.0  # standard deviations; farther values are cut to it
 
 
@@ -308,9 +309,13 @@ def _standard(name: str, values: Sequence[float]) -> Output | None:
     """None where all values are equal."""
     if not values or min(values) == max(values):
         return None
+    most = max(map(abs, values))
+    if most > LARGE:  # the squares would be no floats any more
+        small = _standard(name, [value / most for value in values])
+        return small and Output(name, small.mean * most, small.scale * most)
     mean = math.fsum(values) / len(values)
     spread = math.sqrt(math.fsum((value - mean) ** 2 for value in values) / len(values))
-    return Output(name, mean, spread) if math.isfinite(mean) and spread > 0 else None
+    return Output(name, mean, spread) if spread > 0 else None
 
 
 def _share(name: str, count: int, total: int) -> Output | None:

@@ -107,12 +107,12 @@ def _split(
         joint = [id for id in common if id not in gone]
         _, apart = draw_share(joint, 1 - data.overlap, seed=seed, purpose="overlap", label=label)
         _part(train, apart, list(tables), seed=seed, label=label)
-        # what some parties share, but not all, goes to one of them
-        everywhere = set(common)
+        # what some parties share, but not all, is dealt out among them
+        everywhere, shared = set(common), dict[tuple[str, ...], list[str]]()
         for id in sorted({id for own in train.values() for id in own} - everywhere):
-            holders = [name for name in train if id in train[name]]
-            if len(holders) > 1:
-                _part(train, [id], holders, seed=seed, label=label)
+            shared.setdefault(tuple(name for name in train if id in train[name]), []).append(id)
+        for holders, ids in shared.items():
+            _part(train, ids, holders, seed=seed, label=label)
     return _Parts(train, validation, test)
 
 

@@ -82,6 +82,11 @@ def test_values_far_out_are_cut() -> None:
     assert columns.encode(rows(x=["1e30", "-1e30"])).flatten().tolist() == [10.0, -10.0]
 
 
+def test_values_whose_squares_are_no_floats_are_standardised_too() -> None:
+    columns = fitted(rows(x=["1.7e308", "-1.7e308"] * 2))
+    assert columns.encode(rows(x=["1.7e308", "-1.7e308", "0"])).flatten().tolist() == [1, -1, 0]
+
+
 def test_codes_may_be_declared_categories() -> None:
     table = rows(zip=["10", "20", "10", "20"])
     assert survey(table, ["zip"], ["zip"])[0] == {"zip": "category"}

@@ -235,6 +235,12 @@ def test_three_parties_of_whom_some_share_more(folder: Path) -> None:
     held = Counter(id for train in trains for id in train)
     assert set(held.values()) <= {1, 3}
     assert apart.counts["aligned"] == sum(count == 3 for count in held.values())
+    # what bank and shop alone share is dealt out to both
+    common = {row["id"] for row in rows}
+    shared = {i for name in ("bank", "shop") for i in ids(data, name, "train")} - common
+    both = shared.intersection(*(ids(data, name, "train") for name in ("bank", "shop")))
+    hands = [len(both.intersection(ids(apart, name, "train"))) for name in ("bank", "shop")]
+    assert len(both) == 30 and hands == [15, 15]
 
 
 def test_one_party_alone_for_vfl_local_is_a_table_of_its_own(folder: Path) -> None:
