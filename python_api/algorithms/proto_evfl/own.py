@@ -91,9 +91,13 @@ def own_loss(
         )
     if terms.pseudo and guess is not None:
         even = torch.zeros_like(log_prior)
-        loss = loss + terms.pseudo * head.loss(h, guess, even, mask)
+        if mask is not None:  # a class that takes no part is nobody's guess
+            guess = torch.where(mask[guess.clamp_min(0)], guess, -1)
+        loss = loss + terms.pseudo * head.loss(h, guess, even, mask, guessed=True)
         if visiting is not None and bool((guess >= 0).any()):
             logits = h @ visiting[:, :-1].T + visiting[:, -1]
+            if mask is not None:
+                logits = logits.masked_fill(~mask, -torch.inf)
             loss = loss + terms.pseudo * torch.nn.functional.cross_entropy(
                 logits, guess, ignore_index=-1
             )

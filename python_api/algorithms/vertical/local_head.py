@@ -44,12 +44,20 @@ class LocalHead(nn.Module):
         found = unit(h, dim=1) @ unit(mu, dim=1).T / self.tau
         return found if mask is None else found.masked_fill(~mask, -torch.inf)
 
-    def loss(self, h: Tensor, y: Tensor, log_prior: Tensor, mask: Tensor | None = None) -> Tensor:
+    def loss(
+        self,
+        h: Tensor,
+        y: Tensor,
+        log_prior: Tensor,
+        mask: Tensor | None = None,
+        *,
+        guessed: bool = False,
+    ) -> Tensor:
         """Mean cross-entropy over the rows with a label (y >= 0); 0 if there is none.
 
-        mask (C,): the classes that take part.
+        mask (C,): the classes that take part. guessed: y are no labels, so no class mean moves.
         """
-        if not self.learned:
+        if not self.learned and not guessed:
             self.follow(h.detach(), y)
         if not self.trained or not bool((y >= 0).any()):
             return h.sum() * 0
@@ -122,8 +130,17 @@ class LinearLocalHead(LocalHead):
         found = self.layer(h) if prototypes is None else super().logits(h, None, prototypes)
         return found if mask is None else found.masked_fill(~mask, -torch.inf)
 
-    def loss(self, h: Tensor, y: Tensor, log_prior: Tensor, mask: Tensor | None = None) -> Tensor:
-        self.follow(h.detach(), y)
+    def loss(
+        self,
+        h: Tensor,
+        y: Tensor,
+        log_prior: Tensor,
+        mask: Tensor | None = None,
+        *,
+        guessed: bool = False,
+    ) -> Tensor:
+        if not guessed:
+            self.follow(h.detach(), y)
         if not bool((y >= 0).any()):
             return h.sum() * 0
         found = self.logits(h, mask) + log_prior

@@ -9,6 +9,8 @@ from typing import Any, Literal, get_args, get_origin
 import pytest
 import torch
 
+from python_api.algorithms.proto_evfl.own import OwnTerms, own_loss
+from python_api.algorithms.vertical.local_head import local_head
 from python_api.config import ProtoEvflConfig
 from python_api.errors import InputError
 from python_api.federation.bus import Replies
@@ -212,6 +214,40 @@ def test_every_switch_runs(keys: dict, tmp_path: Path) -> None:
     assert 0 <= run.value("accuracy", round=1) <= 1
     for parameters in bits(run):
         assert all(bool(torch.isfinite(v).all()) for v in parameters.values())
+
+
+@pytest.mark.parametrize(
+    "keys", [{}, {"local": "linear"}, {"local": "none"}, {"prototypes": "ema"}], ids=str
+)
+def test_guesses_beside_labels_and_a_class_that_takes_no_part(keys: dict) -> None:
+    """Rows with a label, guessed ones and the transport in one step; no guess is the class that is
+    left out, and no class mean follows a guess."""
+    draw = torch.Generator().manual_seed(0)
+    torch.manual_seed(0)
+    h = torch.randn(6, 4, generator=draw, requires_grad=True)
+    y, guess = torch.tensor([0, 1, -1, -1, -1, -1]), torch.tensor([-1, -1, 0, 1, 2, 2])
+    visiting = torch.randn(3, 5, generator=draw)
+    found = {}
+    for told in (guess, None):
+        head = local_head(ProtoEvflConfig(pseudo=0.3, **keys), 3, 4)
+        torch.nn.init.constant_(head.prototypes, 0.5)
+        loss = own_loss(
+            h,
+            y,
+            torch.ones(6, dtype=torch.bool),
+            head=head,
+            visiting=visiting,
+            log_prior=torch.zeros(3),
+            prior=torch.full((3,), 1 / 3),
+            terms=OwnTerms(local=0.5, transport=1.0, pseudo=0.3, tau=0.1, rho=0.5),
+            mask=torch.tensor([True, True, False]),
+            guess=told,
+        )
+        loss.backward()
+        assert bool(torch.isfinite(loss))
+        found[told is None] = head.prototypes.detach().clone()
+    assert h.grad is not None and bool(torch.isfinite(h.grad).all())
+    assert torch.equal(found[True], found[False])
 
 
 def test_the_literal_preset_runs_with_every_way_to_an_unseen_class(tmp_path: Path) -> None:
