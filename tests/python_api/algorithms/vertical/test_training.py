@@ -69,7 +69,8 @@ def test_a_gradient_over_the_bus_is_that_of_one_graph(keys: dict, tmp_path: Path
     for member in algorithm.members:
         m = algorithm.place[member.name]
         at = batch.present[:, m].nonzero()[:, 0]
-        own = member.encode(member._take("train", batch.rows[at]))
+        asked = algorithm.asked["train"][batch.rows[at]]
+        own = member.encode(member._take("train", asked))
         columns[m] = columns[m].index_copy(0, at, own)
     torch.manual_seed(0)
     algorithm.upper_loss(torch.stack(columns, 1), batch.present, batch).backward()
