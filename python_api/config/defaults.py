@@ -82,7 +82,7 @@ def _tables(algorithm: str) -> dict[str, Any]:
     return {
         "algorithm": algorithm,
         "seed": 0,
-        "rounds": 40,
+        "rounds": 80,
         "device": "auto",
         "train": {},
         "eval": {},
