@@ -15,9 +15,10 @@ from python_api.algorithms.proto_evfl.noise import GradientNoise
 from python_api.algorithms.proto_evfl.party import ProtoParty
 from python_api.algorithms.proto_evfl.prior import histogram
 from python_api.algorithms.proto_evfl.selection import ramp
-from python_api.algorithms.vertical.algorithm import Batch, Vertical, prototype_distances
+from python_api.algorithms.vertical.algorithm import Batch, Vertical
 from python_api.algorithms.vertical.fusion import LinearHead, PrototypeHead
 from python_api.algorithms.vertical.manifest import BASE, LOWER, ROUND
+from python_api.algorithms.vertical.measuring import prototype_distances
 from python_api.algorithms.vertical.unseen import relation_of
 from python_api.federation.manifest import Manifest
 
