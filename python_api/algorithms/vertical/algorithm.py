@@ -142,13 +142,17 @@ class Vertical(Measuring):
         for _ in range(cycles):
             for number in range(lower + upper):
                 loss = self.lower_step() if number < lower else self.upper_step()
-                if not math.isfinite(loss):
-                    raise RunFailed(f"round {round}: the loss is {loss}; a smaller lr may help")
+                self._finite(loss)
                 step += 1
                 self.server.passes += 1
                 self.recorder.progress(
                     party=self.server.name, round=round, step=step, steps=steps, loss=loss
                 )
+
+    def _finite(self, loss: float) -> None:
+        if not math.isfinite(loss):
+            round = self.there.round
+            raise RunFailed(f"round {round}: the loss is {loss}; a smaller lr may help")
 
     @property
     def cycle(self) -> tuple[int, int]:
@@ -277,6 +281,7 @@ class Vertical(Measuring):
         batch = self.batch()
         h, present, leaves = self.embed(batch)
         loss = self.upper_loss(h, present, batch)
+        self._finite(float(loss.detach()))  # before a gradient that is none is sent
         loss.backward()
         grads = {}
         for name, (leaf, at) in leaves.items():

@@ -131,7 +131,8 @@ class VerticalModel:
         h, present = self.represent(rows, others)
         with torch.no_grad():
             scores = self.fusion.scores(h, present).cpu()
-        return decision_metrics(scores, torch.tensor(told), self.labels)
+        unseen = [self.labels.index(label) for label in self.config.data.unseen]
+        return decision_metrics(scores, torch.tensor(told), self.labels, unseen)
 
     @torch.no_grad()
     def represent(
@@ -194,13 +195,14 @@ class VerticalModel:
             label = next((row[n] for n in names if n in row), None)
             if label is None:
                 label = beside.get(id, {}).get(column)
-            if label is None or str(label) not in place:
-                got = "no label" if label is None else f"label {str(label)!r}"
+            label = None if label is None else str(label).strip()  # as training reads it
+            if label not in place:
+                got = "no label" if label is None else f"label {label!r}"
                 raise InputError(
                     f"{_where(rows, number)}: {got} in column {names[0]!r}; expected one of "
                     f"{', '.join(self.labels)}"
                 )
-            found.append(place[str(label)])
+            found.append(place[label])
         return found
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from python_api.algorithms.vertical.load import load_vertical_party
 from python_api.cli import main
 from python_api.errors import InputError
 from python_api.run import load, run
@@ -121,6 +122,19 @@ def test_evaluate_measures_what_training_measured(
     assert capsys.readouterr().out == text  # the labels stand in the other file
     assert main(["evaluate", done, "host", host]) == 2
     assert "no label" in capsys.readouterr().err
+
+
+def test_evaluate_reads_labels_as_training_does_and_names_unseen_classes(trained: Path) -> None:
+    with (trained / "guest.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    model = load_vertical_party(trained / "done", "guest")
+    plain = model.evaluate_rows(rows)
+    assert model.evaluate_rows([row | {"y": f" {row['y']} "} for row in rows]) == plain
+    data = model.config.data.model_copy(update={"unseen": ("yes",)})
+    model.config = model.config.model_copy(update={"data": data})
+    found = model.evaluate_rows(rows)
+    assert found["unseen_accuracy"] == plain["recall_yes"]
+    assert found["seen_accuracy"] == plain["recall_no"] and "harmonic_mean" in found
 
 
 def test_files_that_share_no_id_are_predicted_and_told(

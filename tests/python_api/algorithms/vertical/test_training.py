@@ -12,7 +12,7 @@ import torch
 from python_api.algorithms.proto_evfl.own import OwnTerms, own_loss
 from python_api.algorithms.vertical.local_head import local_head
 from python_api.config import ProtoEvflConfig
-from python_api.errors import InputError
+from python_api.errors import InputError, RunFailed
 from python_api.federation.bus import Replies
 
 from .kit import PARTIES, Federated, config
@@ -117,6 +117,18 @@ def test_same_seed_same_bits(name: str, tmp_path: Path) -> None:
     if name == "proto_evfl":
         other = Federated(config(tmp_path, name, rounds=1, seed=4)).run()
         assert other.recorder.rows != first.recorder.rows
+
+
+def test_a_loss_that_is_no_number_is_said_before_anything_is_sent(tmp_path: Path) -> None:
+    run = Federated(config(tmp_path))
+
+    def change(h: torch.Tensor, *_: Any) -> torch.Tensor:
+        return h.sum() * torch.inf
+
+    run.algorithm.upper_loss = change
+    with pytest.raises(RunFailed, match="round 1: the loss is"):
+        run.run()
+    assert "backward" not in {row["op"] for row in run.traffic.rows}
 
 
 def test_a_party_without_a_label_column_runs(tmp_path: Path) -> None:
