@@ -67,4 +67,5 @@ class GradientNoise:
             "That covers what the messages about a row say directly about that row's label. It "
             "does not cover what the row's label leaves in the fused model and so in other rows' "
             "gradients, nor prototypes, counts and priors.",
+            "The noise is drawn from the run's seed: it protects against those who do not know it.",
         ]

@@ -33,4 +33,4 @@ def test_rows_are_clipped_by_themselves_and_the_noise_has_the_size_that_is_told(
     assert float(sent[:, 1:].std()) == pytest.approx(scale, rel=0.02)
     assert float(sent[:, 0].mean()) == pytest.approx(0.5, abs=4 * scale / math.sqrt(rows))
     told = " ".join(noise.told())
-    assert "does not cover" in told and f"{noise.z:.2f}" in told
+    assert "does not cover" in told and "those who do not know" in told and f"{noise.z:.2f}" in told
