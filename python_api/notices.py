@@ -28,7 +28,7 @@ def notices(
     'party.topic.task.test: no test rows; topic is trained and never measured on a test split'
     """
     if config.setting == "vertical":
-        return tuple(_unmeasured_tables(config, rows))
+        return (*_unmeasured_tables(config, rows), *_unsaid(config))
     return (*_unmeasured(rows), *_unshared(config, slots))
 
 
@@ -53,6 +53,19 @@ def _unmeasured_tables(config: RunConfig, rows: Mapping[str, Mapping[str, int]])
     if best and any(counts.get("validation") == 0 for counts in rows.values()):
         lines.append('data.validation: no validation rows; keep = "best" keeps the last model')
     return lines
+
+
+def _unsaid(config: RunConfig) -> list[str]:
+    """Cosines between classes help one way to an unseen class alone."""
+    keys, data = config.proto_evfl, config.data
+    if config.algorithm != "proto_evfl" or data is None or not data.unseen:
+        return []
+    if keys.share != "relations" or keys.unseen == "relations":
+        return []
+    return [
+        f'proto_evfl.share: "relations" sends no prototype, from which unseen = "{keys.unseen}" '
+        f'would know {", ".join(data.unseen)}; unseen = "relations" reads what is sent'
+    ]
 
 
 def _unmeasured(rows: Mapping[str, Mapping[str, int]]) -> list[str]:

@@ -19,6 +19,7 @@ from python_api.config import (
 from python_api.config.presets import LITERAL
 from python_api.config.settings import VERTICAL, setting_of
 from python_api.errors import InputError
+from python_api.notices import notices
 
 DIGITS = "builtin:digits?views=2&view="
 
@@ -276,3 +277,12 @@ def test_an_algorithm_without_tables_is_one_line() -> None:
     else:
         with pytest.raises(InputError, match="centralised does not run on tables; expected one"):
             make(load_config(source(algorithm="centralised")))
+
+
+def test_cosines_alone_say_nothing_to_the_vote_and_a_notice_says_that() -> None:
+    keys = {"data.unseen": ["0"], "proto_evfl.share": "relations"}
+    (line,) = notices(load_config("proto_evfl", keys), rows={}, slots={})
+    assert 'unseen = "vote" would know 0' in line
+    for more in ({"proto_evfl.unseen": "relations"}, {"proto_evfl.share": "prototypes"}):
+        assert notices(load_config("proto_evfl", keys | more), rows={}, slots={}) == ()
+    assert notices(load_config("vfl_masked", keys), rows={}, slots={}) == ()
