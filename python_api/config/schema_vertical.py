@@ -123,6 +123,12 @@ class ProtoEvflConfig(Table):
         "arithmetic", description="how local and global prior are mixed"
     )
     lam: Unit = Field(0.5, description="share of the local prior in the mixed one")
+    lam_rule: Literal["constant", "ramp"] = Field(
+        "constant", description='"ramp": min(0.9, round / rounds) in place of lam'
+    )
+    em: Annotated[float, Field(gt=0, le=1)] = Field(
+        0.1, description="step of the prior by EM, a chunk of rows at a time"
+    )
     floor: Unit = Field(0.2, description="least prior of a class, as a share of 1/C")
     tau: Rate = Field(0.1, description="temperature of the cosines")
     local_weight: Weight = Field(0.5, description="weight of the local heads' loss")

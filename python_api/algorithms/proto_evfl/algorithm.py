@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from fedkernels import class_mean
-from python_api.algorithms.proto_evfl.learner import OwnRows, prior_of, weight_of_transport
+from python_api.algorithms.proto_evfl.learner import OwnRows, lam_of, prior_of, weight_of_transport
 from python_api.algorithms.proto_evfl.noise import GradientNoise
 from python_api.algorithms.proto_evfl.party import ProtoParty
 from python_api.algorithms.proto_evfl.prior import histogram
@@ -46,6 +46,7 @@ class ProtoEvfl(Vertical):
         self.withheld: dict[str, int] = {}
         self.courses: dict[str, list[Tensor]] = {}
         self.noise: GradientNoise | None = None
+        self.lam = lam_of(self.keys, 1, self.config.rounds)
         return members
 
     def make_member(self, party: Any, data: Any, classes: int) -> PassiveParty:
@@ -90,11 +91,14 @@ class ProtoEvfl(Vertical):
         """Prototypes and the global prior go out; every party looks at its own rows."""
         fusion = self.server.fusion
         share = ramp(self.keys.q0, round, self.config.rounds)
+        self.lam = lam_of(self.keys, round, self.config.rounds)
+        self.own.lam = self.lam
         payloads = {
             name: {
                 "head": fusion.local[self.place[name]].pack().cpu(),
                 "prior": self.world,
                 "keep": share,
+                "lam": self.lam,
             }
             for name in self.there.parties
         }
@@ -255,10 +259,14 @@ class ProtoEvfl(Vertical):
         """The mixed prior of every source of rows, and what the gate and the test see of it."""
         keys, fusion = self.keys, self.server.fusion
         self.mixtures = {
-            name: prior_of(keys.prior, self.priors.get(name, self.world), self.world, keys)
+            name: prior_of(
+                keys.prior, self.priors.get(name, self.world), self.world, keys, self.lam
+            )
             for name in self.place
         }
-        self.aligned_prior_mixed = prior_of(keys.prior, self.aligned_prior, self.world, keys)
+        self.aligned_prior_mixed = prior_of(
+            keys.prior, self.aligned_prior, self.world, keys, self.lam
+        )
         for name, m in self.place.items():
             fusion.log_prior[m] = self._log(self.mixtures[name])
         if keys.prior == "test":

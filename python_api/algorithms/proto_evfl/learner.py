@@ -19,19 +19,27 @@ if TYPE_CHECKING:
     from python_api.algorithms.vertical.party import EncoderParty
     from python_api.config import ProtoEvflConfig
 
-__all__ = ["OwnRows", "prior_of"]
+__all__ = ["OwnRows", "lam_of", "prior_of", "weight_of_transport"]
 
-EM_MOMENTUM = 0.1
 PSEUDO_SHARE = 0.5  # pseudo-labels are taken on the cheapest half
 
 
-def prior_of(kind: str, local: Tensor, world: Tensor, keys: ProtoEvflConfig) -> Tensor:
+def prior_of(
+    kind: str, local: Tensor, world: Tensor, keys: ProtoEvflConfig, lam: float | None = None
+) -> Tensor:
     """The class prior that `prior` names for a source of rows: its own, the global, or a mixture.
 
-    With "none" the mixture still weighs the transport; it is only not added to logits.
+    With "none" the mixture still weighs the transport; it is only not added to logits. lam: this
+    round's, `keys.lam` unless it is given.
     """
-    lam = {"local": 1.0, "global": 0.0}.get(kind, keys.lam)
+    given = keys.lam if lam is None else lam
+    lam = {"local": 1.0, "global": 0.0}.get(kind, given)
     return mixed(local, world, lam=lam, floor=keys.floor, rule=keys.mix)
+
+
+def lam_of(keys: ProtoEvflConfig, round: int, rounds: int) -> float:
+    """The share of the local prior in a round of 1..rounds."""
+    return keys.lam if keys.lam_rule == "constant" else min(0.9, round / rounds)
 
 
 @dataclass
@@ -53,6 +61,7 @@ class OwnRows:
     table: Tensor = field(init=False)
     soft: Tensor | None = None
     guess: Tensor | None = None
+    lam: float | None = None
 
     def __post_init__(self) -> None:
         classes, party = self.party.classes, self.party
@@ -84,7 +93,7 @@ class OwnRows:
 
         def update(mass: Tensor, count: int) -> Tensor:
             if not self.labelled:
-                self.prior = em_step(self.prior, mass.cpu(), count, EM_MOMENTUM)
+                self.prior = em_step(self.prior, mass.cpu(), count, keys.em)
             return self._mixed(world).to(mass.device)
 
         found = survey(
@@ -138,7 +147,7 @@ class OwnRows:
         return guess, select(found, flat, rule="class", share=PSEUDO_SHARE, g=0.0)
 
     def _mixed(self, world: Tensor) -> Tensor:
-        return prior_of(self.keys.prior, self.prior, world, self.keys)
+        return prior_of(self.keys.prior, self.prior, world, self.keys, self.lam)
 
     def loss(self, head: LocalHead, visiting: Tensor | None, mask: Tensor | None = None) -> Tensor:
         """Of one batch of own rows (own.py)."""

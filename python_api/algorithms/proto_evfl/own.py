@@ -86,6 +86,9 @@ def own_loss(
         loss = loss + torch.nn.functional.cross_entropy(logits, y, ignore_index=-1)
     if terms.transport:
         weight = None if soft is None else soft[kept]
+        if mask is not None:  # to a class that takes no part nothing is transported
+            prior = torch.where(mask, prior, 0.0)
+            prior = prior / prior.sum()
         loss = loss + terms.transport * transport_loss(
             h[kept], head.prototypes, prior, tau=terms.tau, rho=terms.rho, weight=weight
         )

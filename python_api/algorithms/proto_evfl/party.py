@@ -59,6 +59,7 @@ class ProtoParty(PassiveParty):
         assert isinstance(sent, Tensor) and isinstance(prior, Tensor)
         self.head.unpack(sent.to(self.device))
         fused, share = payload.get("fused"), float(payload["keep"])  # type: ignore[arg-type]
+        self.own_rows.lam = float(payload["lam"])  # type: ignore[arg-type]
         visiting = fused.to(self.device) if isinstance(fused, Tensor) else None
         self.own_rows.look(self.head, prior, share, visiting)
         return {"kept": self.own_rows.table}

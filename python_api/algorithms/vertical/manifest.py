@@ -52,6 +52,7 @@ ROUND = {
             "head": _packed(),
             "prior": _per_class(),
             "keep": Rule(kind="number"),
+            "lam": Rule(kind="number"),
             "fused": VISITING,
         },
         up={"kept": Rule(dtype=torch.int64, shape=("classes", 2))},

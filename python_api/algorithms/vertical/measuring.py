@@ -119,9 +119,16 @@ class Measuring(Algorithm):
     def _kept_rows(
         self, round: int, rows: list[tuple[str, str, str, float]], validation: Mapping[str, float]
     ) -> list[tuple[str, str, str, float]]:
-        """`rows`, their test part that of the round that is kept."""
-        if self.server.config.train.keep != "best" or not validation:
+        """`rows`, their test part that of the round that is kept.
+
+        A round is kept whole: not the one before training, nor one that a party did not finish,
+        whose model would be of another round.
+        """
+        if self.server.config.train.keep != "best" or not validation or round == 0:
             return rows
+        whole = len(self.there.parties) == len(self.members)
+        if not whole:
+            return rows if self.best is None else self._of_best(rows)
         rank = (
             validation.get("auc", validation["balanced_accuracy"]),
             -validation["loss"],
@@ -131,6 +138,12 @@ class Measuring(Algorithm):
             self.best = {"rank": rank, "round": round, "test": test}
             self.call("keep")
             self.server.keep({})
+        return self._of_best(rows)
+
+    def _of_best(
+        self, rows: list[tuple[str, str, str, float]]
+    ) -> list[tuple[str, str, str, float]]:
+        assert self.best is not None
         return [row for row in rows if row[1] != "test"] + self.best["test"]
 
     def decide(self, h: Tensor, present: Tensor) -> Tensor:
