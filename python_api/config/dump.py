@@ -61,7 +61,7 @@ def _tables(config: RunConfig) -> dict[str, Any]:
         del method["adjust"]  # a baseline's alone
     values: dict[str, Any] = {
         "train": _train(config.train, leave=TEXT_ONLY),
-        "eval": _plain(config.eval, leave=TEXT_ONLY),
+        "eval": {"every": config.eval.every},
         "data": _plain(config.data),
         "proto_evfl": method,
     }

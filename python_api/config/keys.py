@@ -42,9 +42,13 @@ TEXT_ONLY = (
     "adapters",
     "precision",
     "gradient_checkpointing",
+    "schedule",
+    "class_weight",
+    "limit",
     "max_new_tokens",
 )
 TRAIN_TABLES = tuple(key for key in TRAIN if key not in TEXT_ONLY)
+EVAL_TABLES = ("every",)
 DEFAULTS_TABLES = (*TABLE_KEYS, *TRAIN_TABLES, "model")
 
 # setting -> place -> its keys; the first place that has a key is the one that a hint names
@@ -63,7 +67,7 @@ PLACES: dict[Setting, dict[str, tuple[str, ...]]] = {
     "vertical": {
         "top": (*SCALARS, "train", "eval", "data", "proto_evfl", "defaults", "party"),
         "train": TRAIN_TABLES,
-        "eval": tuple(key for key in EVAL if key not in TEXT_ONLY),
+        "eval": EVAL_TABLES,
         "data": DATA,
         "defaults": DEFAULTS_TABLES,
         "party": ("name", "active", "table", *DEFAULTS_TABLES),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from safetensors.torch import save_file
@@ -115,9 +115,6 @@ class Stream:
             return self.rows
         count = min(count, len(self.rows))
         return self.rows[torch.tensor([next(self._order) for _ in range(count)], dtype=torch.int64)]
-
-    def state(self) -> dict[str, Any]:
-        return {"draw": self._draw.get_state()}
 
 
 def random_subset(present: Tensor) -> Tensor:

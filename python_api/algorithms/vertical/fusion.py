@@ -7,7 +7,7 @@ h (B, M, d) holds the representations, present (B, M) which of them are there; t
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import torch
@@ -210,7 +210,3 @@ class Fusion(nn.Module):
         present = torch.zeros(h.shape[:2], dtype=torch.bool, device=h.device)
         present[:, party] = True
         return self.scores(h * present[:, :, None], present)
-
-    def extra(self) -> Mapping[str, object]:
-        """What its parameters do not say, for `party.json`."""
-        return {"parties": list(self.parties), "active": self.active, "width": self.width}

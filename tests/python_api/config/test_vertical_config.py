@@ -286,3 +286,12 @@ def test_cosines_alone_say_nothing_to_the_vote_and_a_notice_says_that() -> None:
     for more in ({"proto_evfl.unseen": "relations"}, {"proto_evfl.share": "prototypes"}):
         assert notices(load_config("proto_evfl", keys | more), rows={}, slots={}) == ()
     assert notices(load_config("vfl_masked", keys), rows={}, slots={}) == ()
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [("train.schedule", "cosine"), ("train.class_weight", "balanced"), ("eval.limit", 5)],
+)
+def test_what_tables_do_not_read_is_refused(key: str, value: object) -> None:
+    with pytest.raises(InputError, match="means nothing to tables"):
+        load_config("proto_evfl", {key: value})
