@@ -324,7 +324,7 @@ class Vertical(Measuring):
 
     def lower_step(self) -> float:
         """One step of every party on its own rows; returns the active party's loss."""
-        raise NotImplementedError
+        raise RuntimeError(f"{self.name} has no lower level")
 
     def masked_copies(self, h: Tensor, present: Tensor, at: Tensor) -> tuple[Tensor, Tensor]:
         """Rows `at` (bool) once more, each with a random part of its parties."""

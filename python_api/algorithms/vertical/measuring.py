@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -35,11 +36,13 @@ class Measuring(Algorithm):
     best: dict[str, Any] | None
     sent: dict[str, list[tuple[Tensor, Tensor]]]
 
+    @abstractmethod
     def call(self, op: str, payloads: Any = None) -> Replies:
-        raise NotImplementedError
+        """Runs an op at the parties that are still there."""
 
+    @abstractmethod
     def _fits(self, op: str, name: str, reply: Payload, entry: str, rows: int) -> Tensor:
-        raise NotImplementedError
+        """A reply's entry, which has a row for each that was asked for."""
 
     @torch.no_grad()
     def represent(self, part: str) -> tuple[Tensor, Tensor]:
